@@ -1,0 +1,228 @@
+//! Lookups. Each asks the index for a few rows and compares their fields.
+
+use std::cmp::Reverse;
+use std::time::SystemTime;
+
+use super::account::Account;
+use super::fields::{Field, Fields};
+use super::query::{AccessTokenQuery, AccountQuery, RefreshTokenQuery};
+use super::rows::{Kind, Lookup, RowId};
+use super::token::{AccessToken, AppMetadata, IdToken, RefreshToken};
+use super::{TokenCache, unix_seconds};
+use crate::secret::Secret;
+
+/// The family of Microsoft's own clients: the one that an unknown client is tried in.
+const FIRST_PARTY_FAMILY: &str = "1";
+
+impl TokenCache {
+    /// Finds an access token that is valid for longer than the query's skew. Of several, one of the
+    /// query's very environment comes before one of an alias, and then the one that lasts longest.
+    pub fn find_access_token(&self, query: &AccessTokenQuery) -> Option<AccessToken> {
+        let valid_at = unix_seconds(query.now.unwrap_or_else(SystemTime::now))
+            .saturating_add(i64::try_from(query.skew.as_secs()).unwrap_or(i64::MAX));
+        let lookup = match (&query.owner.home_account_id, &query.realm) {
+            (Some(owner), _) => Lookup::Owner(Kind::AccessToken, owner),
+            (None, Some(realm)) => Lookup::AppInRealm(&query.client_id, realm),
+            (None, None) => Lookup::App(&query.client_id),
+        };
+        let found = self.rows.candidates(lookup).filter_map(|row| {
+            let fields = self.rows.fields(row);
+            let expires_on = fields.time(Field::ExpiresOn).filter(|&time| time > valid_at)?;
+            let is_wanted = self.is_wanted(&fields, query);
+            is_wanted.then(|| ((is_exact_environment(&fields, query), expires_on), fields))
+        });
+        let (_, fields) = found.reduce(|best, next| if next.0 > best.0 { next } else { best })?;
+        AccessToken::read(&fields)
+    }
+
+    fn is_wanted(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
+        let owner = query.owner.home_account_id.as_deref();
+        fields.is(Field::ClientId, &query.client_id)
+            && fields.text(Field::HomeAccountId).as_deref() == owner
+            && query.realm.as_ref().is_none_or(|realm| fields.is(Field::Realm, realm))
+            && self.is_in(fields, query.owner.environment.as_deref())
+            && fields.covers(&query.scopes)
+            && fields.text(Field::KeyId).as_deref() == query.key_id.as_deref()
+            && fields.ext_cache_key().as_deref() == query.ext_cache_key.as_deref()
+            && fields.text(Field::UserAssertionHash).is_none()
+    }
+
+    /// Whether a row belongs to `environment` or an alias of it.
+    fn is_in(&self, fields: &Fields<'_>, environment: Option<&str>) -> bool {
+        let own = fields.text(Field::Environment).unwrap_or_default();
+        environment.is_none_or(|wanted| self.aliases.same(&own, wanted))
+    }
+
+    /// Whether a row belongs to this account.
+    pub(crate) fn belongs_to(&self, fields: &Fields<'_>, home_account_id: &str, environment: &str) -> bool {
+        fields.is(Field::HomeAccountId, home_account_id) && self.is_in(fields, Some(environment))
+    }
+
+    /// The rows of `kind` that belong to this account.
+    pub(crate) fn rows_of(&self, kind: Kind, home_account_id: &str, environment: &str) -> Vec<RowId> {
+        let candidates = self.rows.candidates(Lookup::Owner(kind, home_account_id));
+        candidates
+            .filter(|&row| self.belongs_to(&self.rows.fields(row), home_account_id, environment))
+            .collect()
+    }
+
+    /// The refresh token rows of an account that hold this very token.
+    pub(crate) fn refresh_tokens_with_secret(
+        &self,
+        home_account_id: &str,
+        environment: &str,
+        secret: &Secret,
+    ) -> Vec<RowId> {
+        let mut rows = self.rows_of(Kind::RefreshToken, home_account_id, environment);
+        rows.retain(|&row| self.rows.fields(row).secret().is_some_and(|own| own == *secret));
+        rows
+    }
+
+    /// Finds refresh tokens in the order in which MSAL tries them: those of the client's family
+    /// first, then the client's own, each newest first. A client that the cache does not know is
+    /// tried in Microsoft's first-party family as well; one known to be in no family is not.
+    pub fn find_refresh_tokens(&self, query: &RefreshTokenQuery) -> Vec<RefreshToken> {
+        let Account { home_account_id, environment, .. } = &query.account;
+        let family =
+            query.family_id.clone().or_else(|| match self.find_app_metadata(&query.client_id, environment) {
+                Some(known) => known.family_id().map(str::to_owned),
+                None => Some(FIRST_PARTY_FAMILY.to_owned()),
+            });
+        let rows = self.rows_of(Kind::RefreshToken, home_account_id, environment);
+        let mut found: Vec<_> = rows
+            .into_iter()
+            .map(|row| self.rows.fields(row))
+            .filter(|fields| fields.text(Field::UserAssertionHash).is_none())
+            .filter_map(|fields| {
+                let is_family = family.as_ref().is_some_and(|family| fields.is(Field::FamilyId, family));
+                let is_own = fields.is(Field::ClientId, &query.client_id);
+                (is_family || is_own).then(|| Some((is_family, RefreshToken::read(&fields)?)))?
+            })
+            .collect();
+        found.sort_by_key(|(is_family, token)| Reverse((*is_family, token.last_modification_time)));
+        found.into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// Finds the refresh token to try first.
+    pub fn find_refresh_token(&self, query: &RefreshTokenQuery) -> Option<RefreshToken> {
+        self.find_refresh_tokens(query).into_iter().next()
+    }
+
+    /// Finds the id token that a client got for a user, in one realm or in any.
+    pub fn find_id_token(&self, client_id: &str, account: &Account, realm: Option<&str>) -> Option<IdToken> {
+        let rows = self.rows_of(Kind::IdToken, &account.home_account_id, &account.environment);
+        rows.into_iter().map(|row| self.rows.fields(row)).find_map(|fields| {
+            let is_wanted = fields.is(Field::ClientId, client_id)
+                && realm.is_none_or(|realm| fields.is(Field::Realm, realm));
+            is_wanted.then(|| IdToken::read(&fields))?
+        })
+    }
+
+    /// Finds what is known about a client id at an identity provider or an alias of it.
+    pub fn find_app_metadata(&self, client_id: &str, environment: &str) -> Option<AppMetadata> {
+        let candidates = self.rows.candidates(Lookup::Client(client_id));
+        let mut known: Vec<_> = candidates
+            .map(|row| self.rows.fields(row))
+            .filter(|fields| fields.is(Field::ClientId, client_id) && self.is_in(fields, Some(environment)))
+            .map(|fields| AppMetadata::read(&fields))
+            .collect();
+        // A row that knows the family says more than one that does not.
+        known.sort_by_key(|metadata| metadata.family_id().is_none());
+        known.into_iter().next()
+    }
+
+    /// All accounts, in the order they were added.
+    pub fn accounts(&self) -> Vec<Account> {
+        self.find_accounts(&AccountQuery::new())
+    }
+
+    /// Finds accounts: one for each `home_account_id` and environment, its realms gathered. Where
+    /// the rows of one account differ, the last one counts.
+    pub fn find_accounts(&self, query: &AccountQuery) -> Vec<Account> {
+        let mut accounts: Vec<Account> = Vec::new();
+        let rows: Vec<RowId> = match (&query.home_account_id, &query.username) {
+            (Some(owner), _) => self.rows.candidates(Lookup::Owner(Kind::Account, owner)).collect(),
+            (None, Some(username)) => self.owners_named(username),
+            (None, None) => self.rows.all(Kind::Account).collect(),
+        };
+        let mut numbers = std::collections::HashMap::<String, Vec<usize>>::new();
+        for row in rows {
+            let fields = self.rows.fields(row);
+            let Some(id) = fields.text(Field::HomeAccountId) else { continue };
+            let is_wanted = query.home_account_id.as_ref().is_none_or(|wanted| id == *wanted)
+                && self.is_in(&fields, query.environment.as_deref());
+            if !is_wanted {
+                continue;
+            }
+            let environment = fields.text(Field::Environment).unwrap_or_default();
+            let same_id = numbers.entry(id.clone().into_owned()).or_default();
+            let known =
+                same_id.iter().find(|&&at| self.aliases.same(&accounts[at].environment, &environment));
+            let at = known.copied().unwrap_or_else(|| {
+                accounts.push(Account::new(&*id, &*environment));
+                same_id.push(accounts.len() - 1);
+                accounts.len() - 1
+            });
+            merge_account(&mut accounts[at], &fields);
+        }
+        if let Some(username) = &query.username {
+            let username = username.to_lowercase();
+            accounts.retain(|account| account.username.to_lowercase() == username);
+        }
+        accounts
+    }
+
+    /// All account rows of the users who have a row with this user name.
+    fn owners_named(&self, username: &str) -> Vec<RowId> {
+        let username = username.to_lowercase();
+        let mut owners: Vec<String> = Vec::new();
+        for row in self.rows.candidates(Lookup::Username(&username)) {
+            if let Some(owner) = self.rows.fields(row).text(Field::HomeAccountId)
+                && !owners.iter().any(|known| *known == owner)
+            {
+                owners.push(owner.into_owned());
+            }
+        }
+        let rows_of =
+            |owner: &String| self.rows.candidates(Lookup::Owner(Kind::Account, owner)).collect::<Vec<_>>();
+        owners.iter().flat_map(rows_of).collect()
+    }
+
+    pub(crate) fn find_account(&self, home_account_id: &str, environment: &str) -> Option<Account> {
+        let query = AccountQuery::new().home_account_id(home_account_id).environment(environment);
+        self.find_accounts(&query).into_iter().next()
+    }
+
+    /// All access tokens, expired ones too, that can be read.
+    pub fn access_tokens(&self) -> impl Iterator<Item = AccessToken> {
+        self.rows.all(Kind::AccessToken).filter_map(|row| AccessToken::read(&self.rows.fields(row)))
+    }
+
+    /// All refresh tokens that can be read.
+    pub fn refresh_tokens(&self) -> impl Iterator<Item = RefreshToken> {
+        self.rows.all(Kind::RefreshToken).filter_map(|row| RefreshToken::read(&self.rows.fields(row)))
+    }
+
+    /// All id tokens that can be read.
+    pub fn id_tokens(&self) -> impl Iterator<Item = IdToken> {
+        self.rows.all(Kind::IdToken).filter_map(|row| IdToken::read(&self.rows.fields(row)))
+    }
+}
+
+fn merge_account(account: &mut Account, fields: &Fields<'_>) {
+    let text = |field| fields.text(field).map(std::borrow::Cow::into_owned);
+    if let Some(realm) = text(Field::Realm).filter(|realm| !account.realms.contains(realm)) {
+        account.realms.push(realm);
+    }
+    account.username = text(Field::Username).unwrap_or(std::mem::take(&mut account.username));
+    let last = |old: &mut Option<String>, field| *old = text(field).or(old.take());
+    last(&mut account.name, Field::Name);
+    last(&mut account.local_account_id, Field::LocalAccountId);
+    last(&mut account.authority_type, Field::AuthorityType);
+    last(&mut account.account_source, Field::AccountSource);
+}
+
+fn is_exact_environment(fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
+    let environment = fields.text(Field::Environment).unwrap_or_default();
+    query.owner.environment.as_ref().is_none_or(|wanted| environment.eq_ignore_ascii_case(wanted))
+}

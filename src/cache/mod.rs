@@ -1,0 +1,253 @@
+//! The token cache itself: MSAL's unified cache in memory, with no I/O and no cryptography.
+
+mod account;
+mod add;
+mod claims;
+mod environment;
+mod error;
+mod fields;
+mod find;
+mod index;
+mod json;
+mod map_key;
+mod query;
+mod remove;
+mod response;
+mod row_text;
+mod rows;
+mod text;
+mod token;
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use account::Account;
+pub use add::Added;
+pub use environment::EnvironmentAliases;
+pub use error::CacheError;
+pub use query::{AccessTokenQuery, AccountQuery, RefreshTokenQuery};
+pub use remove::Removed;
+pub use response::TokenResponse;
+pub use token::{AccessToken, AppMetadata, IdToken, RefreshToken};
+
+use crate::secret::SecretBytes;
+use rows::{Rows, Unreadable};
+
+/// MSAL's unified token cache, in memory.
+///
+/// It reads what the MSAL libraries for Python, .NET, Node, Go and Java write, and writes what msal
+/// (Python) writes. Rows, fields and sections that it does not know it keeps unchanged and in order.
+/// Nothing here touches a file or a keyring: for a cache that lasts, open a `PersistedTokenCache`, or
+/// carry the bytes of [`TokenCache::serialize`] yourself.
+///
+/// A clone is a cache of its own.
+///
+/// ```
+/// use tokenseal::{AccessTokenQuery, TokenCache, TokenResponse};
+///
+/// let mut cache = TokenCache::new();
+/// let response = TokenResponse::from_json(r#"{"access_token":"at","expires_in":3600}"#)?
+///     .client_id("my-service")
+///     .token_endpoint("https://login.microsoftonline.com/contoso.com/oauth2/v2.0/token")
+///     .grant_type("client_credentials")
+///     .requested_scopes(["https://graph.microsoft.com/.default"]);
+/// let _ = cache.add(&response)?;
+///
+/// let wanted = AccessTokenQuery::new("my-service").scopes(["https://graph.microsoft.com/.default"]);
+/// assert_eq!(cache.find_access_token(&wanted).unwrap().secret().expose(), "at");
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
+#[derive(Default)]
+pub struct TokenCache {
+    rows: Rows,
+    aliases: EnvironmentAliases,
+    /// Counts every change.
+    revision: u64,
+    /// The revision that the caller said is safe.
+    saved_revision: u64,
+    /// Counts removed accounts, and every replacement of the whole content.
+    sign_outs: u64,
+    /// Tells this cache from one that a program puts in its place; 0 for any but the one handed out.
+    #[cfg(feature = "file")]
+    lineage: u64,
+}
+
+/// A serialized cache, and which state of the cache it is.
+#[derive(Debug)]
+pub struct Serialized {
+    json: SecretBytes,
+    revision: u64,
+}
+
+impl Serialized {
+    /// The JSON. It holds every token in the clear: seal it before it is stored.
+    pub fn json(&self) -> &SecretBytes {
+        &self.json
+    }
+
+    /// Gives out the JSON.
+    pub fn into_json(self) -> SecretBytes {
+        self.json
+    }
+}
+
+impl TokenCache {
+    /// An empty cache that knows the aliases of Microsoft's hosts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Uses other aliases of identity providers' hosts.
+    pub fn set_environment_aliases(&mut self, aliases: EnvironmentAliases) {
+        self.aliases = aliases;
+    }
+
+    /// Writes the cache as the JSON that the MSAL libraries share.
+    ///
+    /// [`has_state_changed`](Self::has_state_changed) stays as it is, unlike in MSAL, where a save
+    /// that fails after this call is forgotten: call [`mark_saved`](Self::mark_saved) when the bytes
+    /// are safe.
+    pub fn serialize(&self) -> Serialized {
+        let mut json = SecretBytes::with_capacity(self.rows.written_len());
+        self.rows.write(&mut json, None);
+        Serialized { json, revision: self.revision }
+    }
+
+    /// Says that `saved` is stored safely. Changes made since it was serialized still count as
+    /// unsaved.
+    pub fn mark_saved(&mut self, saved: &Serialized) {
+        self.saved_revision = self.saved_revision.max(saved.revision);
+    }
+
+    /// Whether the cache holds changes that nobody has said are safe.
+    pub fn has_state_changed(&self) -> bool {
+        self.revision > self.saved_revision
+    }
+
+    /// Replaces the content by that of a serialized cache; no bytes at all are an empty cache. The
+    /// new content counts as saved.
+    ///
+    /// Hand over a `Vec<u8>` or a `String` rather than a slice: it is kept, not copied, and wiped
+    /// when it is no longer needed.
+    ///
+    /// # Errors
+    /// [`CacheError::NotACache`] if the bytes are no JSON object. The content is then as before. A
+    /// single row or section that cannot be understood is no error: it is kept as it is.
+    pub fn deserialize(&mut self, json: impl Into<SecretBytes>) -> Result<(), CacheError> {
+        let rows = Rows::parse(json.into()).map_err(|unreadable| match unreadable {
+            Unreadable::NotUtf8 => CacheError::NotACache { reason: "expected UTF-8 text", offset: 0 },
+            Unreadable::Malformed(malformed) => {
+                CacheError::NotACache { reason: "expected JSON", offset: malformed.offset }
+            }
+            Unreadable::NotAnObject => CacheError::NotACache { reason: "expected a JSON object", offset: 0 },
+            Unreadable::TooLarge => CacheError::NotACache { reason: "expected less than 4 GiB", offset: 0 },
+        })?;
+        self.sign_outs += u64::from(!self.rows.is_empty());
+        self.rows = rows;
+        self.revision += 1;
+        self.saved_revision = self.revision;
+        Ok(())
+    }
+
+    /// Ends a change. Row numbers do not outlive it.
+    fn changed(&mut self) {
+        self.revision += 1;
+        self.rows.tidy();
+    }
+}
+
+/// What `persisted` needs, and no program.
+#[cfg(feature = "file")]
+impl TokenCache {
+    /// A copy that shares the text with this one, so that each secret stays in memory once.
+    pub(crate) fn fork(&self) -> Self {
+        Self { rows: self.rows.clone(), aliases: self.aliases.clone(), ..*self }
+    }
+
+    /// Marks this cache, so that it is noticed if a program puts another one in its place.
+    pub(crate) fn begin_lineage(&mut self) -> u64 {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        self.lineage = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.lineage
+    }
+
+    pub(crate) fn lineage(&self) -> u64 {
+        self.lineage
+    }
+
+    /// Wipes what a change removed, once the state before it is gone.
+    pub(crate) fn tidy(&mut self) {
+        self.rows.tidy();
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(crate) fn sign_outs(&self) -> u64 {
+        self.sign_outs
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Takes a member that is not MSAL's out of the root object: its raw JSON.
+    pub(crate) fn take_member(&mut self, name: &str) -> Option<String> {
+        self.rows.take_member(name)
+    }
+
+    /// The most bytes that [`write`](Self::write) writes, without the member.
+    pub(crate) fn written_len(&self) -> usize {
+        self.rows.written_len()
+    }
+
+    /// Writes the cache with one more member (its key and value) in the root object.
+    pub(crate) fn write(&self, out: &mut SecretBytes, member: Option<&str>) {
+        self.rows.write(out, member);
+    }
+}
+
+impl Clone for TokenCache {
+    fn clone(&self) -> Self {
+        let mut clone = Self { aliases: self.aliases.clone(), ..Self::default() };
+        clone.rows = Rows::parse(self.serialize().json).expect("what was written is a cache");
+        (clone.revision, clone.saved_revision) = (self.revision, self.saved_revision);
+        clone.sign_outs = self.sign_outs;
+        clone
+    }
+}
+
+impl fmt::Debug for TokenCache {
+    /// Shows counts only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("TokenCache");
+        for kind in rows::Kind::ALL {
+            shown.field(kind.name(), &self.rows.all(kind).count());
+        }
+        shown.field("has_state_changed", &self.has_state_changed()).finish_non_exhaustive()
+    }
+}
+
+/// Unix seconds, rounded down.
+fn unix_seconds(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => {
+            let before = before.duration();
+            let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+            -whole - i64::from(before.subsec_nanos() > 0)
+        }
+    }
+}
+
+/// The time of a positive number of Unix seconds, as near as the system's clock can hold it.
+fn from_unix_seconds(seconds: i64) -> SystemTime {
+    let mut since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    loop {
+        match UNIX_EPOCH.checked_add(since) {
+            Some(time) => return time,
+            None => since /= 2,
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! A token response as a program hands it to the cache, and what is known about its request.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use super::error::CacheError;
+use super::json::{self, Scanner};
+use crate::secret::{Secret, SecretBytes};
+
+/// A token response (RFC 6749 section 5.1, OpenID Connect Core section 3.1.3.3) with what the cache
+/// must know about the request that it answers.
+///
+/// Take the JSON body as it came from the server ([`TokenResponse::from_json`]), or any type that
+/// serializes to it, such as `oauth2`'s ([`TokenResponse::from_serialize`]).
+///
+/// ```
+/// use tokenseal::{TokenCache, TokenResponse};
+///
+/// let body = r#"{"access_token":"at","expires_in":3600,"refresh_token":"rt"}"#;
+/// let response = TokenResponse::from_json(body)?
+///     .client_id("my-client")
+///     .token_endpoint("https://idp.example.com/realms/shop/protocol/openid-connect/token")
+///     .realm("shop")
+///     .home_account_id("alice")
+///     .requested_scopes(["orders.read"])
+///     .grant_type("authorization_code");
+/// let added = TokenCache::new().add(&response)?;
+/// assert_eq!(added.account().unwrap().home_account_id(), "alice");
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
+pub struct TokenResponse {
+    pub(crate) body: Body,
+    pub(crate) client_id: Option<String>,
+    pub(crate) token_endpoint: Option<String>,
+    pub(crate) environment: Option<String>,
+    pub(crate) realm: Option<String>,
+    pub(crate) home_account_id: Option<String>,
+    pub(crate) grant_type: Option<String>,
+    pub(crate) granted_scopes: Option<Vec<String>>,
+    pub(crate) requested_scopes: Vec<String>,
+    pub(crate) username: Option<String>,
+    pub(crate) authority_type: Option<String>,
+    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) sent_refresh_token: Option<Secret>,
+    pub(crate) received_at: Option<SystemTime>,
+    pub(crate) establishes_account: bool,
+}
+
+impl TokenResponse {
+    /// Takes the JSON body of a token response. The bytes are wiped when the response is dropped;
+    /// hand over a `Vec<u8>` or `String` rather than a slice, or a copy stays with you.
+    ///
+    /// # Errors
+    /// [`CacheError::MalformedResponse`] if it is no JSON object.
+    pub fn from_json(body: impl Into<SecretBytes>) -> Result<Self, CacheError> {
+        Ok(Self {
+            body: Body::parse(body.into())?,
+            client_id: None,
+            token_endpoint: None,
+            environment: None,
+            realm: None,
+            home_account_id: None,
+            grant_type: None,
+            granted_scopes: None,
+            requested_scopes: Vec::new(),
+            username: None,
+            authority_type: None,
+            parameters: Vec::new(),
+            sent_refresh_token: None,
+            received_at: None,
+            establishes_account: true,
+        })
+    }
+
+    /// Takes a token response of any type that serializes to the JSON of RFC 6749, such as
+    /// `oauth2::StandardTokenResponse`. What is serialized on the way is wiped.
+    ///
+    /// # Errors
+    /// [`CacheError::MalformedResponse`] if it does not serialize to a JSON object.
+    pub fn from_serialize(response: &impl serde::Serialize) -> Result<Self, CacheError> {
+        let mut body = SecretBytes::with_capacity(4096);
+        serde_json::to_writer(&mut body, response)
+            .map_err(|_carries_values| CacheError::MalformedResponse { offset: 0 })?;
+        Self::from_json(body)
+    }
+
+    /// The client that the tokens were issued to.
+    #[must_use]
+    pub fn client_id(mut self, client_id: impl Into<String>) -> Self {
+        self.client_id = Some(client_id.into());
+        self
+    }
+
+    /// The URL that answered. The environment is its host and the realm the first segment of its
+    /// path, unless they are named; only https is taken, and http to this machine.
+    #[must_use]
+    pub fn token_endpoint(mut self, url: impl Into<String>) -> Self {
+        self.token_endpoint = Some(url.into());
+        self
+    }
+
+    /// The identity provider, where the host of the token endpoint does not tell: give
+    /// `host:port` when several listen on one host.
+    #[must_use]
+    pub fn environment(mut self, environment: impl Into<String>) -> Self {
+        self.environment = Some(environment.into());
+        self
+    }
+
+    /// The tenant or realm, where the first segment of the token endpoint's path does not tell.
+    #[must_use]
+    pub fn realm(mut self, realm: impl Into<String>) -> Self {
+        self.realm = Some(realm.into());
+        self
+    }
+
+    /// The account that the tokens belong to, where neither `client_info` nor the `id_token` of the
+    /// response tells. It must be unique within the environment.
+    #[must_use]
+    pub fn home_account_id(mut self, home_account_id: impl Into<String>) -> Self {
+        self.home_account_id = Some(home_account_id.into());
+        self
+    }
+
+    /// The grant type of the request, such as `authorization_code` or `client_credentials`.
+    #[must_use]
+    pub fn grant_type(mut self, grant_type: impl Into<String>) -> Self {
+        self.grant_type = Some(grant_type.into());
+        self
+    }
+
+    /// The scopes asked for. They count where the response names no `scope`, which means that all
+    /// of them were granted (RFC 6749 section 5.1).
+    #[must_use]
+    pub fn requested_scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
+        self.requested_scopes = scopes.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The scopes to keep the tokens under, whatever the response's `scope` says. This is what
+    /// MSAL's events call `scope`.
+    #[must_use]
+    pub fn granted_scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
+        self.granted_scopes = Some(scopes.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The user name that was signed in with, where the `id_token` has none.
+    #[must_use]
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.username = Some(username.into());
+        self
+    }
+
+    /// The kind of authority: `MSSTS` unless named (`ADFS` where the realm is `adfs`).
+    #[must_use]
+    pub fn authority_type(mut self, authority_type: impl Into<String>) -> Self {
+        self.authority_type = Some(authority_type.into());
+        self
+    }
+
+    /// A further parameter of the token request (what MSAL calls `data`). `key_id` is kept with the
+    /// access token; any that is no standard parameter, such as `fmi_path`, sets the token apart
+    /// under an extended cache key. Standard ones (a `client_secret`, say) are not kept at all.
+    #[must_use]
+    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let (name, value) = (name.into(), value.into());
+        match name.as_str() {
+            "refresh_token" => return self.sent_refresh_token(value),
+            "username" => self.username = self.username.or(Some(value)),
+            "key_id" => self.parameters.push((name, value)),
+            other if STANDARD_PARAMETERS.contains(&other) => drop(Secret::from(value)),
+            _ => self.parameters.push((name, value)),
+        }
+        self
+    }
+
+    /// The refresh token that was sent for this response (grant type `refresh_token`). A new one in
+    /// the response replaces it in every row that holds it, whichever SDK wrote the row; without it
+    /// the old token would stay beside the new one.
+    #[must_use]
+    pub fn sent_refresh_token(mut self, refresh_token: impl Into<Secret>) -> Self {
+        self.sent_refresh_token = Some(refresh_token.into());
+        self
+    }
+
+    /// When the response arrived; the time of [`TokenCache::add`](crate::TokenCache::add) unless
+    /// named. Expiry counts from here.
+    #[must_use]
+    pub fn received_at(mut self, now: SystemTime) -> Self {
+        self.received_at = Some(now);
+        self
+    }
+
+    /// Adds the tokens but no account, as after a silent refresh: an account that was signed out
+    /// meanwhile is not brought back.
+    #[must_use]
+    pub fn without_account(mut self) -> Self {
+        self.establishes_account = false;
+        self
+    }
+
+    /// What msal (Python) hashes into the extended cache key.
+    pub(crate) fn ext_components(&self) -> Vec<(String, String)> {
+        self.parameters.iter().filter(|(name, _)| name != "key_id").cloned().collect()
+    }
+
+    pub(crate) fn key_id(&self) -> Option<&str> {
+        let (_, key_id) = self.parameters.iter().rev().find(|(name, _)| name == "key_id")?;
+        Some(key_id)
+    }
+}
+
+/// Request parameters that say nothing about which token it is, and of which some are secrets.
+const STANDARD_PARAMETERS: [&str; 22] = [
+    "client_id",
+    "grant_type",
+    "scope",
+    "claims",
+    "username",
+    "password",
+    "refresh_token",
+    "code",
+    "redirect_uri",
+    "code_verifier",
+    "device_code",
+    "assertion",
+    "requested_token_use",
+    "client_assertion",
+    "client_assertion_type",
+    "client_secret",
+    "token_type",
+    "req_cnf",
+    "key_id",
+    "user_federated_identity_credential",
+    "user_id",
+    "client_info",
+];
+
+impl fmt::Debug for TokenResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenResponse")
+            .field("client_id", &self.client_id)
+            .field("token_endpoint", &self.token_endpoint)
+            .field("environment", &self.environment)
+            .field("realm", &self.realm)
+            .field("grant_type", &self.grant_type)
+            .field("has_access_token", &self.body.raw("access_token").is_some())
+            .field("has_refresh_token", &self.body.raw("refresh_token").is_some())
+            .field("has_id_token", &self.body.raw("id_token").is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The JSON body of a token response.
+pub(crate) struct Body(SecretBytes);
+
+impl Body {
+    fn parse(json: SecretBytes) -> Result<Self, CacheError> {
+        let malformed = |offset| CacheError::MalformedResponse { offset };
+        let text = std::str::from_utf8(json.expose()).map_err(|error| malformed(error.valid_up_to()))?;
+        let mut scanner = Scanner::new(text);
+        if scanner.peek() != Some(b'{') {
+            return Err(malformed(scanner.offset()));
+        }
+        scanner
+            .value()
+            .and_then(|_| scanner.finish())
+            .map_err(|json::Malformed { offset }| malformed(offset))?;
+        Ok(Self(json))
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(self.0.expose()).expect("checked when it was parsed")
+    }
+
+    /// The raw value of a member that is not null.
+    pub(crate) fn raw(&self, name: &str) -> Option<&str> {
+        let mut found = None;
+        json::members(self.text(), |key, value| {
+            if json::decode(key).is_some_and(|key| key == name) {
+                found = Some(value);
+            }
+        });
+        found.filter(|&raw| raw != "null")
+    }
+
+    /// A member that must be text; empty text counts for none.
+    pub(crate) fn text_of(&self, field: &'static str) -> Result<Option<String>, CacheError> {
+        let Some(raw) = self.raw(field) else { return Ok(None) };
+        match json::decode(raw) {
+            Some(text) => Ok(Some(text.into_owned()).filter(|text| !text.is_empty())),
+            None => Err(CacheError::UnusableField { field, expected: "text" }),
+        }
+    }
+
+    /// A member that must be text and is secret; empty text counts for none.
+    pub(crate) fn secret_of(&self, field: &'static str) -> Result<Option<Secret>, CacheError> {
+        let Some(raw) = self.raw(field) else { return Ok(None) };
+        match json::decode_secret(raw) {
+            Some(secret) => Ok(Some(secret).filter(|secret| !secret.is_empty())),
+            None => Err(CacheError::UnusableField { field, expected: "text" }),
+        }
+    }
+
+    /// A number of seconds, written as a number or as text.
+    pub(crate) fn seconds_of(&self, field: &'static str) -> Result<Option<i64>, CacheError> {
+        let Some(raw) = self.raw(field) else { return Ok(None) };
+        let text = if raw.starts_with('"') { json::decode(raw) } else { Some(raw.into()) };
+        let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+        match super::fields::parse_time(&text) {
+            Some(seconds) => Ok(Some(seconds)),
+            None => Err(CacheError::UnusableField { field, expected: "a number of seconds" }),
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! The unified cache as it is kept: sections of rows in their written order, with an index.
+
+use std::borrow::Cow;
+
+use super::fields::{Field, Fields};
+use super::index::Index;
+use super::json::{self, Malformed, Scanner, Span};
+use super::text::{Place, Texts};
+use crate::secret::SecretBytes;
+
+/// The five sections that the schema knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    AccessToken,
+    RefreshToken,
+    IdToken,
+    Account,
+    AppMetadata,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::AccessToken, Self::RefreshToken, Self::IdToken, Self::Account, Self::AppMetadata];
+
+    /// The section's name, which is the rows' credential type as well.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::AccessToken => "AccessToken",
+            Self::RefreshToken => "RefreshToken",
+            Self::IdToken => "IdToken",
+            Self::Account => "Account",
+            Self::AppMetadata => "AppMetadata",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// The number of a row, for as long as the row stands.
+pub(crate) type RowId = u32;
+
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    /// The text from the key's opening quote to the value's end.
+    place: Place,
+    /// Where in the segment the key ends and the value starts.
+    key_end: u32,
+    value_start: u32,
+    live: bool,
+}
+
+/// One member of the root object.
+#[derive(Debug, Clone)]
+struct Section {
+    /// The member's name as raw JSON.
+    raw_name: String,
+    /// Its rows, if it is one of the five and an object; otherwise the one row is all of it.
+    kind: Option<Kind>,
+    rows: Vec<RowId>,
+}
+
+/// What the index is asked for.
+#[derive(Debug, Clone, Copy, Hash)]
+pub(crate) enum Lookup<'a> {
+    /// The row of this map key.
+    MapKey(Kind, &'a str),
+    /// The rows of this `home_account_id`.
+    Owner(Kind, &'a str),
+    /// The access tokens of an application itself.
+    App(&'a str),
+    /// The same, in one realm.
+    AppInRealm(&'a str, &'a str),
+    /// The metadata of a client id.
+    Client(&'a str),
+    /// The accounts of a user name in lower case.
+    Username(&'a str),
+}
+
+/// Why a text is no unified cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    NotUtf8,
+    Malformed(Malformed),
+    NotAnObject,
+    TooLarge,
+}
+
+impl From<Malformed> for Unreadable {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+/// The text of a row to be kept: its raw key, a colon, its raw value.
+#[derive(Debug)]
+pub(crate) struct RowText {
+    pub(crate) text: SecretBytes,
+    pub(crate) key_len: usize,
+}
+
+impl RowText {
+    fn str(&self) -> &str {
+        std::str::from_utf8(self.text.expose()).expect("rows are made of text")
+    }
+
+    fn raw_key(&self) -> &str {
+        &self.str()[..self.key_len]
+    }
+
+    pub(crate) fn value(&self) -> &str {
+        &self.str()[self.key_len + 1..]
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rows {
+    texts: Texts,
+    rows: Vec<Row>,
+    sections: Vec<Section>,
+    index: Index,
+    dead_rows: usize,
+}
+
+impl Rows {
+    /// Reads the JSON text of a unified cache and keeps it. Empty text is an empty cache.
+    pub(crate) fn parse(json: SecretBytes) -> Result<Self, Unreadable> {
+        if u32::try_from(json.len()).is_err() {
+            return Err(Unreadable::TooLarge);
+        }
+        let text = String::from_utf8(json.into_vec()).map_err(|error| {
+            drop(SecretBytes::from(error.into_bytes()));
+            Unreadable::NotUtf8
+        })?;
+        let mut rows = Self::default();
+        // The buffer moves into the rows first, so that it is wiped on the error paths too.
+        let segment = rows.texts.push(text);
+        let texts = rows.texts.clone();
+        let text = texts.whole(segment);
+        let mut scanner = Scanner::new(text);
+        match scanner.peek() {
+            None => return Ok(Self::default()),
+            Some(b'{') => {}
+            // Malformed text is told apart from well-formed text of the wrong shape.
+            Some(_) => {
+                scanner.value()?;
+                scanner.finish()?;
+                return Err(Unreadable::NotAnObject);
+            }
+        }
+        // A row is rarely shorter than this; a wrong guess costs one more growth of the tables.
+        let expected = text.len() / 1024;
+        rows.rows.reserve(expected);
+        rows.index.reserve(expected * 2);
+        scanner.object(|scanner, name| rows.parse_section(scanner, text, segment, name))?;
+        scanner.finish()?;
+        drop(texts);
+        Ok(rows)
+    }
+
+    fn parse_section(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        text: &str,
+        segment: u32,
+        name: Span,
+    ) -> Result<(), Malformed> {
+        let raw_name = &text[name.start..name.end];
+        let kind = json::decode(raw_name).and_then(|name| Kind::named(&name));
+        let number = self.sections.len();
+        if let Some(kind) = kind.filter(|_| scanner.peek() == Some(b'{')) {
+            self.sections.push(Section { raw_name: raw_name.into(), kind: Some(kind), rows: Vec::new() });
+            scanner.object(|scanner, key| {
+                let mut fields = Fields::EMPTY;
+                let value = if scanner.peek() == Some(b'{') {
+                    let start = scanner.offset();
+                    scanner.object(|scanner, field| {
+                        let value = scanner.value()?;
+                        fields.put(&text[field.start..field.end], &text[value.start..value.end]);
+                        Ok(())
+                    })?;
+                    Span { start, end: scanner.offset() }
+                } else {
+                    scanner.value()?
+                };
+                let row = self.keep_parsed(number, segment, key, value);
+                for hash in self.hashes(kind, &text[key.start..key.end], &fields).into_iter().flatten() {
+                    self.index.insert(hash, row);
+                }
+                Ok(())
+            })
+        } else {
+            let value = scanner.value()?;
+            self.sections.push(Section { raw_name: raw_name.into(), kind: None, rows: Vec::new() });
+            self.keep_parsed(number, segment, name, value);
+            Ok(())
+        }
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // The text is shorter than 4 GiB.
+    fn keep_parsed(&mut self, section: usize, segment: u32, key: Span, value: Span) -> RowId {
+        let place = Place { segment, start: key.start as u32, end: value.end as u32 };
+        self.push_row(section, place, key.end as u32, value.start as u32)
+    }
+
+    fn push_row(&mut self, section: usize, place: Place, key_end: u32, value_start: u32) -> RowId {
+        let row = RowId::try_from(self.rows.len()).expect("fewer rows than bytes of text");
+        self.texts.hold(place);
+        self.rows.push(Row { place, key_end, value_start, live: true });
+        self.sections[section].rows.push(row);
+        row
+    }
+
+    /// The hashes under which a row is found.
+    fn hashes(&self, kind: Kind, raw_key: &str, fields: &Fields<'_>) -> [Option<u64>; 4] {
+        let hash = |lookup: Lookup<'_>| Some(self.index.hash(&lookup));
+        let text = |field| fields.text(field).unwrap_or_default();
+        let map_key = json::decode(raw_key).and_then(|key| hash(Lookup::MapKey(kind, &key)));
+        let owner = text(Field::HomeAccountId);
+        let mut hashes = [map_key, None, None, None];
+        if !owner.is_empty() {
+            hashes[1] = hash(Lookup::Owner(kind, &owner));
+        } else if kind == Kind::AccessToken {
+            let client = text(Field::ClientId);
+            hashes[1] = hash(Lookup::App(&client));
+            hashes[2] = hash(Lookup::AppInRealm(&client, &text(Field::Realm)));
+        }
+        hashes[3] = match kind {
+            Kind::AppMetadata => hash(Lookup::Client(&text(Field::ClientId))),
+            Kind::Account => self.username_hash(fields),
+            _ => None,
+        };
+        hashes
+    }
+
+    fn username_hash(&self, fields: &Fields<'_>) -> Option<u64> {
+        let username = fields.text(Field::Username)?;
+        Some(self.index.hash(&Lookup::Username(&username.to_lowercase())))
+    }
+
+    /// The rows that the index gives for `lookup`. Their fields must still be compared.
+    pub(crate) fn candidates(&self, lookup: Lookup<'_>) -> impl Iterator<Item = RowId> {
+        self.index.rows(self.index.hash(&lookup)).filter(|&row| self.rows[row as usize].live)
+    }
+
+    /// All rows of a kind, in their order.
+    pub(crate) fn all(&self, kind: Kind) -> impl Iterator<Item = RowId> {
+        let sections = self.sections.iter().filter(move |section| section.kind == Some(kind));
+        sections.flat_map(|s| s.rows.iter().copied()).filter(|&row| self.rows[row as usize].live)
+    }
+
+    /// Whether there is neither a row nor a member of any other kind.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.iter().all(|row| !row.live)
+    }
+
+    /// The raw JSON of a row's value.
+    pub(crate) fn value(&self, row: RowId) -> &str {
+        let row = self.rows[row as usize];
+        self.texts.get(Place { start: row.value_start, ..row.place })
+    }
+
+    /// The fields of a row.
+    pub(crate) fn fields(&self, row: RowId) -> Fields<'_> {
+        Fields::read(self.value(row))
+    }
+
+    /// The key under which a row stands, as raw JSON.
+    pub(crate) fn raw_key(&self, row: RowId) -> &str {
+        let row = self.rows[row as usize];
+        self.texts.get(Place { end: row.key_end, ..row.place })
+    }
+
+    /// The map key under which a row stands.
+    pub(crate) fn map_key(&self, row: RowId) -> Option<Cow<'_, str>> {
+        json::decode(self.raw_key(row))
+    }
+
+    /// Whether the section of `kind` holds something that is no object, so that no row can be put
+    /// into it without losing that.
+    pub(crate) fn is_unusable(&self, kind: Kind) -> bool {
+        self.sections.iter().any(|section| {
+            section.kind.is_none()
+                && json::decode(&section.raw_name).is_some_and(|name| name == kind.name())
+                && section.rows.iter().any(|&row| self.rows[row as usize].live && self.value(row) != "null")
+        })
+    }
+
+    /// Appends a row.
+    pub(crate) fn insert(&mut self, kind: Kind, text: RowText) {
+        let section = self.section_for(kind);
+        let hashes = self.hashes(kind, text.raw_key(), &Fields::read(text.value()));
+        let (place, key_end, value_start) = self.keep_text(text);
+        let row = self.push_row(section, place, key_end, value_start);
+        for hash in hashes.into_iter().flatten() {
+            self.index.insert(hash, row);
+        }
+    }
+
+    /// Puts new text in the place of a row; what the row is looked up by must be the same, save for
+    /// an account's user name.
+    pub(crate) fn replace(&mut self, kind: Kind, row: RowId, text: RowText) {
+        let username = |fields: &Fields<'_>| {
+            if kind == Kind::Account { self.username_hash(fields) } else { None }
+        };
+        let old_username = username(&self.fields(row));
+        let new_username = username(&Fields::read(text.value()));
+        let (place, key_end, value_start) = self.keep_text(text);
+        self.texts.hold(place);
+        let new = Row { place, key_end, value_start, live: true };
+        let old = std::mem::replace(&mut self.rows[row as usize], new);
+        self.texts.release(old.place);
+        if let Some(hash) = new_username.filter(|_| new_username != old_username) {
+            self.index.insert(hash, row);
+        }
+    }
+
+    fn keep_text(&mut self, text: RowText) -> (Place, u32, u32) {
+        let length = u32::try_from(text.text.len()).expect("a row is shorter than 4 GiB");
+        let key_end = u32::try_from(text.key_len).expect("a key is shorter than its row");
+        let text = String::from_utf8(text.text.into_vec()).expect("rows are made of text");
+        let place = Place { segment: self.texts.push(text), start: 0, end: length };
+        (place, key_end, key_end + 1)
+    }
+
+    fn section_for(&mut self, kind: Kind) -> usize {
+        if let Some(number) = self.sections.iter().position(|section| section.kind == Some(kind)) {
+            return number;
+        }
+        // A section that is `null` becomes an object where it stands.
+        let null = self.sections.iter().position(|section| {
+            section.kind.is_none() && json::decode(&section.raw_name).is_some_and(|n| n == kind.name())
+        });
+        if let Some(number) = null {
+            for row in std::mem::take(&mut self.sections[number].rows) {
+                self.remove(row);
+            }
+            self.sections[number].kind = Some(kind);
+            return number;
+        }
+        let raw_name = format!("\"{}\"", kind.name());
+        self.sections.push(Section { raw_name, kind: Some(kind), rows: Vec::new() });
+        self.sections.len() - 1
+    }
+
+    /// Removes a row and wipes its text.
+    pub(crate) fn remove(&mut self, row: RowId) {
+        let row = &mut self.rows[row as usize];
+        if row.live {
+            row.live = false;
+            self.dead_rows += 1;
+            self.texts.release(row.place);
+        }
+    }
+
+    /// Removes the member `name` of the root object, unless it is one of the five sections, and
+    /// gives its raw value.
+    #[cfg(feature = "file")]
+    pub(crate) fn take_member(&mut self, name: &str) -> Option<String> {
+        let is_it = |section: &Section| {
+            section.kind.is_none() && json::decode(&section.raw_name).is_some_and(|n| n == name)
+        };
+        let number = self.sections.iter().position(is_it)?;
+        let section = self.sections.remove(number);
+        let row = *section.rows.first()?;
+        let value = self.value(row).to_owned();
+        self.remove(row);
+        Some(value)
+    }
+
+    /// The number of bytes that [`Rows::write`] writes at the most.
+    pub(crate) fn written_len(&self) -> usize {
+        let names: usize = self.sections.iter().map(|section| section.raw_name.len() + 4).sum();
+        self.texts.live_bytes() + self.rows.len() + names + 2
+    }
+
+    /// Writes the cache as compact JSON, each row as it stands. `extra` is one more member for the
+    /// root object, with its key.
+    pub(crate) fn write(&self, out: &mut SecretBytes, extra: Option<&str>) {
+        out.extend(b"{");
+        let mut first_section = true;
+        for section in &self.sections {
+            if !std::mem::take(&mut first_section) {
+                out.extend(b",");
+            }
+            if section.kind.is_some() {
+                out.extend(section.raw_name.as_bytes());
+                out.extend(b":{");
+            }
+            let mut first_row = true;
+            for &row in section.rows.iter().filter(|&&row| self.rows[row as usize].live) {
+                if !std::mem::take(&mut first_row) {
+                    out.extend(b",");
+                }
+                out.extend(self.texts.get(self.rows[row as usize].place).as_bytes());
+            }
+            if section.kind.is_some() {
+                out.extend(b"}");
+            }
+        }
+        if let Some(extra) = extra {
+            if !first_section {
+                out.extend(b",");
+            }
+            out.extend(extra.as_bytes());
+        }
+        out.extend(b"}");
+    }
+
+    /// Wipes what was removed while another snapshot shared it, and gives memory back when more of
+    /// it is spent on removed rows than on present ones.
+    pub(crate) fn tidy(&mut self) {
+        self.texts.wipe_released();
+        if self.dead_rows > 64 + self.rows.len() / 2 || self.texts.is_wasteful(self.rows.len()) {
+            let mut json = SecretBytes::with_capacity(self.written_len());
+            self.write(&mut json, None);
+            *self = Self::parse(json).expect("what was written is a cache");
+        }
+    }
+}

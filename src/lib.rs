@@ -1,0 +1,110 @@
+//! **The token cache that never logs your user out and never writes a token in the clear.**
+//!
+//! A program that signs its user in with OAuth 2.0 or OpenID Connect gets tokens that must outlive
+//! the process. `tokenseal` keeps them:
+//!
+//! - in the data model and JSON of Microsoft's MSAL libraries ([`TokenCache`], in memory, usable by
+//!   itself and with any provider);
+//! - sealed with AES-256-GCM in a file, with nothing but the key in the platform keyring
+//!   ([`PersistedTokenCache`]);
+//! - shared safely: any number of processes and threads add, find and sign out at once, and no
+//!   update is lost;
+//! - wiped from memory when they are no longer needed, and never printed.
+//!
+//! ```no_run
+//! # #[cfg(feature = "keyring")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tokenseal::{AccessTokenQuery, PersistedTokenCache, TokenResponse};
+//! # fn sign_in() -> Result<String, tokenseal::Error> { unimplemented!() }
+//!
+//! let cache = PersistedTokenCache::open("contoso-cli")?;
+//! for account in cache.accounts()? {
+//!     let wanted = AccessTokenQuery::new("my-client").account(&account).scopes(["User.Read"]);
+//!     if let Some(token) = cache.find_access_token(&wanted)? {
+//!         println!("signed in as {}, until {:?}", account.username(), token.expires_on());
+//!         return Ok(());
+//!     }
+//! }
+//! let body = sign_in()?; // any OAuth client
+//! let response = TokenResponse::from_json(body)?
+//!     .client_id("my-client")
+//!     .token_endpoint("https://login.microsoftonline.com/common/oauth2/v2.0/token")
+//!     .grant_type("authorization_code");
+//! cache.add(&response)?; // on disk, sealed, before this returns
+//! # Ok(()) }
+//! # #[cfg(not(feature = "keyring"))] fn main() {}
+//! ```
+//!
+//! # Which part to use
+//!
+//! | you have | use |
+//! |---|---|
+//! | a desktop program or a command-line tool | `PersistedTokenCache::open` |
+//! | a machine without a keyring | the same, with `KeyFileStore` or a `KeyStore` of your own |
+//! | a place of your own for the bytes | [`TokenCache`] and the functions of [`seal`] |
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `keyring` (default) | the platform keyring; implies `file` |
+//! | `file` | `PersistedTokenCache`, and keys in memory or in key files |
+//! | none | [`TokenCache`] and [`seal`]: no I/O, no operating system keyring |
+//!
+//! # Where tokenseal differs from msal (Python)
+//!
+//! The rows that [`TokenCache::add`] writes are those of msal (Python) 1.39.0, field by field and key
+//! by key. On purpose it differs where msal loses or cannot find something:
+//!
+//! | msal (Python) 1.39.0 | tokenseal |
+//! |---|---|
+//! | an `add` without `foci` erases the family of the client | the family stays until another is named |
+//! | a renewed account loses its `account_source` and fields of other SDKs | they stay; null or empty text never replaces a value |
+//! | an environment with upper-case letters is never found | environments are compared without regard to case |
+//! | one row without a readable expiry breaks every lookup | such a row is not returned, and the others are |
+//! | an exact hit is returned although it has expired | expired tokens are never returned |
+//! | `home_account_id: null` finds Python's app tokens only | null, empty and missing are one |
+//! | a token bound to a key is returned to a query that names none | only to a query that names the key |
+//! | user tokens without an account are stored without an owner | that is an error: name the account |
+//! | two accounts whose ids differ in case only overwrite each other | each has a row of its own |
+//! | rows of other SDKs are doubled, and stay at a sign-out | they are renewed in place, and removed |
+//! | a rotated refresh token is replaced in one row | in every row that holds it |
+//! | signing out leaves rows under aliases of the environment | they go too |
+//! | `serialize` forgets that a change is unsaved | only [`TokenCache::mark_saved`] does |
+//! | only https token endpoints | plain http to this machine as well |
+//! | a `refresh_in` given as text is an error | it is read |
+//!
+//! # What is promised, and what is not
+//!
+//! `SECURITY.md` says what the crate defends against and what it does not. The sealed format is
+//! described byte by byte in `docs/format.md`.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod cache;
+#[cfg(feature = "file")]
+mod key_store;
+#[cfg(feature = "file")]
+mod persisted;
+#[cfg(feature = "file")]
+mod private_file;
+pub mod seal;
+mod secret;
+#[cfg(feature = "file")]
+mod store;
+
+pub use cache::{
+    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, AppMetadata, CacheError, EnvironmentAliases,
+    IdToken, RefreshToken, RefreshTokenQuery, Removed, Serialized, TokenCache, TokenResponse,
+};
+pub use secret::{Secret, SecretBytes};
+
+#[cfg(feature = "file")]
+pub use key_store::{KeyFileStore, KeyName, KeyStore, KeyStoreError, MemoryKeyStore};
+#[cfg(feature = "keyring")]
+pub use key_store::{KeyringStore, Probe, Surroundings, probe};
+#[cfg(feature = "file")]
+pub use persisted::{Error, PersistedTokenCache, PersistedTokenCacheBuilder, Rotation, Updated};
+#[cfg(feature = "file")]
+pub use private_file::FileError;
+#[cfg(feature = "file")]
+pub use store::StoreError;

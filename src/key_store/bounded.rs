@@ -1,0 +1,243 @@
+//! Every call to a key store on a thread of its own, with a deadline.
+//!
+//! A keyring may wait for a prompt for ever, and some panic on an async runtime's threads.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{KeyName, KeyStore, KeyStoreError, entry};
+use crate::seal::{KeyId, SealingKey};
+
+/// More stack than the crates below a keyring were seen to use.
+const STACK: usize = 256 * 1024;
+
+/// A key store that answers in time, and keys instead of texts.
+#[derive(Debug, Clone)]
+pub(crate) struct BoundedKeyStore {
+    store: Arc<dyn KeyStore>,
+    application: String,
+    cache: String,
+    lane: Arc<Lane>,
+}
+
+/// Lets one call at a time through: stores are not reliable with several, and a hung store must not
+/// gather threads.
+#[derive(Debug, Default)]
+struct Lane {
+    taken: Mutex<bool>,
+    freed: Condvar,
+}
+
+impl Lane {
+    fn enter(self: &Arc<Self>, deadline: Instant) -> Option<InLane> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        while *taken {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            taken = self.freed.wait_timeout(taken, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *taken = true;
+        Some(InLane(Arc::clone(self)))
+    }
+}
+
+struct InLane(Arc<Lane>);
+
+impl Drop for InLane {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.freed.notify_one();
+    }
+}
+
+impl BoundedKeyStore {
+    pub(crate) fn new(store: Arc<dyn KeyStore>, application: &str, cache: &str) -> Self {
+        Self { store, application: application.to_owned(), cache: cache.to_owned(), lane: Arc::default() }
+    }
+
+    /// Meets prompts, before any lock is taken.
+    pub(crate) fn prepare(&self, within: Duration) -> Result<(), KeyStoreError> {
+        self.call(within, |store| store.prepare())
+    }
+
+    /// Puts a key that was just generated into the store, and reads it back.
+    pub(crate) fn create(&self, key: &SealingKey, within: Duration) -> Result<(), KeyStoreError> {
+        let (name, text) = (self.name(key.id()), entry::encode(key));
+        let kept = self.call(within, move |store| {
+            store.create(&name, &text)?;
+            Ok(store.read(&name)?.is_some_and(|kept| kept.expose().trim_ascii_end() == text.expose()))
+        })?;
+        if kept {
+            return Ok(());
+        }
+        Err(KeyStoreError::NotKept { store: self.store.description(), name: self.name(key.id()).to_string() })
+    }
+
+    /// Gets the key with this id.
+    pub(crate) fn get(&self, key_id: KeyId, within: Duration) -> Result<SealingKey, KeyStoreError> {
+        let name = self.name(key_id);
+        let text = self.call(within, move |store| store.read(&name))?;
+        let (store, name) = (self.store.description(), self.name(key_id).to_string());
+        let Some(text) = text else { return Err(KeyStoreError::NoEntry { store, name }) };
+        entry::decode(key_id, &text).ok_or(KeyStoreError::Damaged { store, name })
+    }
+
+    /// Deletes the key with this id.
+    pub(crate) fn delete(&self, key_id: KeyId, within: Duration) -> Result<(), KeyStoreError> {
+        let name = self.name(key_id);
+        self.call(within, move |store| store.delete(&name))
+    }
+
+    fn name(&self, key_id: KeyId) -> KeyName {
+        KeyName::new(&self.application, &self.cache, key_id)
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(&dyn KeyStore) -> Result<T, KeyStoreError> + Send + 'static,
+    ) -> Result<T, KeyStoreError> {
+        let timed_out = || KeyStoreError::TimedOut { store: self.store.description(), waited: within };
+        let deadline = Instant::now() + within;
+        let in_lane = self.lane.enter(deadline).ok_or_else(timed_out)?;
+        let (answer, answered) = sync_channel(1);
+        let store = Arc::clone(&self.store);
+        let spawned = thread::Builder::new().name("tokenseal-key-store".into()).spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| work(&*store)));
+            // The thread's stack outlives it in the allocator's cache.
+            zeroize::zeroize_stack::<STACK>();
+            drop(in_lane);
+            // Nobody waits any more once the deadline has passed.
+            let _ = answer.send(result);
+        });
+        let unavailable = |advice: &str, source: String| KeyStoreError::Unavailable {
+            store: self.store.description(),
+            advice: advice.to_owned(),
+            source: source.into(),
+        };
+        spawned.map_err(|error| unavailable("no thread could be started", error.to_string()))?;
+        match answered.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Ok(result)) => result,
+            // What a panic says may be anything, a secret too.
+            Ok(Err(_panic)) => Err(unavailable("report this to its maintainers", "it panicked".into())),
+            Err(RecvTimeoutError::Timeout) => Err(timed_out()),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(unavailable("report this to its maintainers", "its thread ended".into()))
+            }
+        }
+    }
+}
+
+/// For messages that must not wait for the store.
+impl BoundedKeyStore {
+    pub(crate) fn description(&self) -> String {
+        self.store.description()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key_store::MemoryKeyStore;
+    use crate::secret::Secret;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    const SHORT: Duration = Duration::from_millis(100);
+    const LONG: Duration = Duration::from_secs(10);
+
+    /// Hangs until it is let go, and can be told to panic or to corrupt.
+    #[derive(Debug, Default)]
+    struct Awkward {
+        inner: MemoryKeyStore,
+        hangs: AtomicBool,
+        panics: AtomicBool,
+        corrupts: AtomicBool,
+        calls: AtomicUsize,
+    }
+
+    impl Awkward {
+        fn behave(&self) {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            assert!(!self.panics.load(Ordering::SeqCst), "told to");
+            while self.hangs.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    impl KeyStore for Awkward {
+        fn description(&self) -> String {
+            "the awkward store".into()
+        }
+        fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+            self.behave();
+            if self.corrupts.load(Ordering::SeqCst) {
+                return self.inner.create(name, &Secret::from("something else"));
+            }
+            self.inner.create(name, text)
+        }
+        fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+            self.behave();
+            self.inner.read(name)
+        }
+        fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+            self.behave();
+            self.inner.delete(name)
+        }
+    }
+
+    fn bounded(store: &Arc<Awkward>) -> BoundedKeyStore {
+        BoundedKeyStore::new(Arc::clone(store) as Arc<dyn KeyStore>, "app", "default")
+    }
+
+    #[test]
+    fn a_key_is_made_read_and_deleted() {
+        let keys = bounded(&Arc::default());
+        let key = SealingKey::generate().unwrap();
+        keys.create(&key, LONG).unwrap();
+        assert_eq!(keys.get(key.id(), LONG).unwrap().bytes(), key.bytes());
+        keys.delete(key.id(), LONG).unwrap();
+        assert!(keys.get(key.id(), LONG).unwrap_err().is_lost());
+        keys.delete(key.id(), LONG).unwrap();
+    }
+
+    #[test]
+    fn a_hung_store_is_an_error_in_time_and_gathers_no_calls() {
+        let store = Arc::new(Awkward::default());
+        let keys = bounded(&store);
+        store.hangs.store(true, Ordering::SeqCst);
+        let started = Instant::now();
+        for _ in 0..3 {
+            let error = keys.get(KeyId::from_bytes([1; 16]), SHORT).unwrap_err();
+            assert!(matches!(error, KeyStoreError::TimedOut { .. }), "{error:?}");
+        }
+        assert!(started.elapsed() < Duration::from_secs(3));
+        assert_eq!(store.calls.load(Ordering::SeqCst), 1, "later calls wait for the first");
+        store.hangs.store(false, Ordering::SeqCst);
+        assert!(keys.get(KeyId::from_bytes([1; 16]), LONG).unwrap_err().is_lost(), "it answers again");
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_next_call_works() {
+        let store = Arc::new(Awkward::default());
+        let keys = bounded(&store);
+        store.panics.store(true, Ordering::SeqCst);
+        assert!(keys.get(KeyId::from_bytes([1; 16]), LONG).unwrap_err().is_unavailable());
+        store.panics.store(false, Ordering::SeqCst);
+        assert!(keys.get(KeyId::from_bytes([1; 16]), LONG).unwrap_err().is_lost());
+    }
+
+    #[test]
+    fn a_store_that_alters_what_it_takes_is_found_out() {
+        let store = Arc::new(Awkward::default());
+        store.corrupts.store(true, Ordering::SeqCst);
+        let keys = bounded(&store);
+        let key = SealingKey::generate().unwrap();
+        assert!(matches!(keys.create(&key, LONG), Err(KeyStoreError::NotKept { .. })));
+        let error = keys.get(key.id(), LONG).unwrap_err();
+        assert!(matches!(error, KeyStoreError::Damaged { .. }));
+        assert!(!format!("{error} {error:?}").contains("something else"));
+    }
+}

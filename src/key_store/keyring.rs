@@ -1,0 +1,323 @@
+//! The platform keyring: Windows Credential Manager, macOS Keychain, or the Secret Service.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use keyring_core::api::CredentialPersistence;
+use keyring_core::{CredentialStore, Entry, Error};
+use zeroize::Zeroize as _;
+
+use super::probe::Surroundings;
+use super::{KeyName, KeyStore, KeyStoreError};
+use crate::secret::Secret;
+
+/// The keyring of the platform, or a `keyring_core` store that the program hands in.
+///
+/// A default store that the program has set in `keyring_core` is respected and never overwritten.
+pub struct KeyringStore {
+    /// `Some`: the program chose it, and nothing else will do.
+    given: Option<Arc<CredentialStore>>,
+    connection: Mutex<Option<Arc<CredentialStore>>>,
+}
+
+impl KeyringStore {
+    /// The keyring of the platform, connected to when it is first needed.
+    pub fn platform() -> Self {
+        Self { given: None, connection: Mutex::default() }
+    }
+
+    /// A store that the program made.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use tokenseal::KeyringStore;
+    ///
+    /// let store = keyring_core::mock::Store::new().unwrap();
+    /// let keys = KeyringStore::with_store(store);
+    /// ```
+    pub fn with_store(store: Arc<CredentialStore>) -> Self {
+        Self { given: Some(store), connection: Mutex::default() }
+    }
+
+    /// Runs `work` on the entry of this name. A connection that a restarted service has forgotten is
+    /// made anew once.
+    fn with_entry<T>(
+        &self,
+        name: &KeyName,
+        work: impl Fn(&Entry) -> Result<T, Error>,
+    ) -> Result<T, KeyStoreError> {
+        let attempt = || {
+            let store = self.connect()?;
+            work(&entry(&*store, name)?)
+        };
+        let result = match attempt() {
+            Err(error @ Error::PlatformFailure(_)) => {
+                let had_connection = self.connection().take().is_some();
+                if had_connection { attempt() } else { Err(error) }
+            }
+            result => result,
+        };
+        result.map_err(|error| self.explain(error, name))
+    }
+
+    fn connect(&self) -> Result<Arc<CredentialStore>, Error> {
+        if let Some(given) = &self.given {
+            return Ok(Arc::clone(given));
+        }
+        if let Some(connection) = &*self.connection() {
+            return Ok(Arc::clone(connection));
+        }
+        let store = match keyring_core::get_default_store() {
+            Some(set) if !native::is_native(&*set) => set,
+            _ => native::connect()?,
+        };
+        *self.connection() = Some(Arc::clone(&store));
+        Ok(store)
+    }
+
+    fn connection(&self) -> std::sync::MutexGuard<'_, Option<Arc<CredentialStore>>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn explain(&self, error: Error, name: &KeyName) -> KeyStoreError {
+        explain(error, self.description(), Some(name))
+    }
+}
+
+/// Turns an error of the keyring crates into one of ours. Two of theirs carry the entry's bytes:
+/// those are wiped here and go no further. Of the others the text is kept, not the value.
+pub(super) fn explain(error: Error, store: String, name: Option<&KeyName>) -> KeyStoreError {
+    let name = name.map(ToString::to_string).unwrap_or_default();
+    match error {
+        Error::NoEntry => KeyStoreError::NoEntry { store, name },
+        Error::Ambiguous(_) => KeyStoreError::Ambiguous { store, name },
+        Error::BadEncoding(mut bytes) | Error::BadDataFormat(mut bytes, _) => {
+            bytes.zeroize();
+            KeyStoreError::Damaged { store, name }
+        }
+        Error::NoStorageAccess(cause) => KeyStoreError::Locked { store, source: cause.to_string().into() },
+        other => {
+            let source = match other {
+                Error::PlatformFailure(cause) => cause.to_string(),
+                other => other.to_string(),
+            };
+            let advice = Surroundings::detect().advice();
+            KeyStoreError::Unavailable { store, advice, source: source.into() }
+        }
+    }
+}
+
+fn entry(store: &CredentialStore, name: &KeyName) -> Result<Entry, Error> {
+    let label = format!("{} token cache key", name.service());
+    let vendor = store.vendor();
+    let modifiers = if vendor.contains("windows-native-keyring-store") {
+        // The default would send the key to other machines that do not have the file.
+        HashMap::from([("persistence", "Local")])
+    } else if vendor.contains("secret-service-keyring-store") {
+        HashMap::from([("label", label.as_str())])
+    } else {
+        HashMap::new()
+    };
+    let modifiers = (!modifiers.is_empty()).then_some(&modifiers);
+    store.build(name.service(), &name.user(), modifiers)
+}
+
+impl KeyStore for KeyringStore {
+    fn description(&self) -> String {
+        match (&self.given, &*self.connection()) {
+            (Some(store), _) | (None, Some(store)) if !native::is_native(&**store) => {
+                format!("the keyring \"{}\"", store.vendor())
+            }
+            _ => native::DESCRIPTION.into(),
+        }
+    }
+
+    fn prepare(&self) -> Result<(), KeyStoreError> {
+        let unnamed = |error| explain(error, self.description(), None);
+        let store = self.connect().map_err(unnamed)?;
+        let is_transient = matches!(
+            store.persistence(),
+            CredentialPersistence::ProcessOnly | CredentialPersistence::EntryOnly
+        );
+        if self.given.is_none() && is_transient {
+            return Err(KeyStoreError::Unavailable {
+                store: self.description(),
+                advice: "hand it in explicitly if its keys need not outlive the process".into(),
+                source: "it keeps entries for this process only".into(),
+            });
+        }
+        if native::is_native(&*store) { native::unlock().map_err(unnamed) } else { Ok(()) }
+    }
+
+    fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+        self.with_entry(name, |entry| entry.set_secret(text.expose().as_bytes()))
+    }
+
+    fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+        let read = |entry: &Entry| match entry.get_secret() {
+            Err(Error::NoEntry) => Ok(None),
+            Err(error) => Err(error),
+            Ok(bytes) => {
+                String::from_utf8(bytes).map(Some).map_err(|error| Error::BadEncoding(error.into_bytes()))
+            }
+        };
+        Ok(self.with_entry(name, read)?.map(Secret::from))
+    }
+
+    fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+        self.with_entry(name, |entry| match entry.delete_credential() {
+            Err(Error::NoEntry) => Ok(()),
+            result => result,
+        })
+    }
+}
+
+impl fmt::Debug for KeyringStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyringStore").field("store", &self.description()).finish()
+    }
+}
+
+/// The Secret Service, taken directly: `keyring` remembers its first failure for good, and cannot
+/// connect again.
+#[cfg(all(unix, not(any(target_os = "macos", target_os = "ios", target_os = "android"))))]
+pub(super) mod native {
+    use std::sync::Arc;
+
+    use keyring_core::{CredentialStore, Error};
+    use secret_service::blocking::SecretService;
+    use secret_service::{EncryptionType, Error as ServiceError};
+
+    pub(crate) const DESCRIPTION: &str = "the Secret Service";
+
+    pub(crate) fn is_native(store: &CredentialStore) -> bool {
+        store.vendor().contains("secret-service-keyring-store")
+    }
+
+    pub(crate) fn connect() -> Result<Arc<CredentialStore>, Error> {
+        let store: Arc<CredentialStore> = zbus_secret_service_keyring_store::Store::new()?;
+        Ok(store)
+    }
+
+    /// Opens the default collection, which may show a prompt.
+    pub(crate) fn unlock() -> Result<(), Error> {
+        examine_default_collection(true).map(drop)
+    }
+
+    /// Whether entries could only be made after a prompt.
+    pub(crate) fn is_locked() -> Result<bool, Error> {
+        examine_default_collection(false)
+    }
+
+    fn examine_default_collection(unlock: bool) -> Result<bool, Error> {
+        let explain = |error: ServiceError| match error {
+            ServiceError::Locked | ServiceError::Prompt => Error::NoStorageAccess(Box::new(error)),
+            ServiceError::NoResult => Error::PlatformFailure("it has no default collection".into()),
+            error => Error::PlatformFailure(Box::new(error)),
+        };
+        // No secret passes over this connection.
+        let service = SecretService::connect(EncryptionType::Plain).map_err(explain)?;
+        let collection = service.get_default_collection().map_err(explain)?;
+        let is_locked = collection.is_locked().map_err(explain)?;
+        if is_locked && unlock {
+            collection.unlock().map_err(explain)?;
+        }
+        Ok(is_locked)
+    }
+}
+
+#[cfg(not(all(unix, not(any(target_os = "macos", target_os = "ios", target_os = "android")))))]
+pub(super) mod native {
+    use std::sync::Arc;
+
+    use keyring_core::{CredentialStore, Error};
+
+    #[cfg(windows)]
+    pub(crate) const DESCRIPTION: &str = "the Windows Credential Manager";
+    #[cfg(not(windows))]
+    pub(crate) const DESCRIPTION: &str = "the Keychain";
+
+    pub(crate) fn is_native(store: &CredentialStore) -> bool {
+        store.vendor().contains("native-keyring-store")
+    }
+
+    /// `keyring` installs the native store as the default of `keyring_core`; it is only called where
+    /// the program has set none.
+    pub(crate) fn connect() -> Result<Arc<CredentialStore>, Error> {
+        if keyring::Entry::store_status().is_err() {
+            return Err(Error::NoDefaultStore);
+        }
+        keyring_core::get_default_store().ok_or(Error::NoDefaultStore)
+    }
+
+    /// The system asks when the entry is made.
+    #[allow(clippy::unnecessary_wraps)]
+    pub(crate) fn unlock() -> Result<(), Error> {
+        Ok(())
+    }
+
+    #[allow(clippy::unnecessary_wraps)]
+    pub(crate) fn is_locked() -> Result<bool, Error> {
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::KeyId;
+    use keyring_core::api::CredentialStoreApi as _;
+    use keyring_core::mock;
+
+    const PLANTED: &[u8] = b"planted-secret\xff";
+
+    fn name() -> KeyName {
+        KeyName::new("app", "default", KeyId::from_bytes([1; 16]))
+    }
+
+    #[test]
+    fn a_store_that_was_handed_in_is_used() {
+        let store = mock::Store::new().unwrap();
+        let keys = KeyringStore::with_store(store.clone());
+        keys.prepare().unwrap();
+        assert!(keys.read(&name()).unwrap().is_none());
+        keys.create(&name(), &Secret::from("text")).unwrap();
+        assert_eq!(keys.read(&name()).unwrap().unwrap().expose(), "text");
+        let entry = store.build("app", &format!("default/{}", name().key_id()), None).unwrap();
+        assert_eq!(entry.get_secret().unwrap(), b"text");
+        keys.delete(&name()).unwrap();
+        keys.delete(&name()).unwrap();
+        assert!(keys.read(&name()).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_bytes_in_a_keyring_error_go_no_further() {
+        let cause = || -> Box<dyn std::error::Error + Send + Sync> { "planted".into() };
+        for error in [Error::BadEncoding(PLANTED.to_vec()), Error::BadDataFormat(PLANTED.to_vec(), cause())] {
+            let explained = explain(error, "it".into(), Some(&name()));
+            assert!(matches!(explained, KeyStoreError::Damaged { .. }));
+            let shown = format!("{explained} {explained:?}");
+            assert!(!shown.contains("planted") && !shown.contains("112, 108"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn unavailable_locked_and_lost_are_told_apart() {
+        let explained = |error| explain(error, "it".into(), Some(&name()));
+        assert!(explained(Error::NoDefaultStore).is_unavailable());
+        assert!(explained(Error::PlatformFailure("x".into())).is_unavailable());
+        assert!(matches!(explained(Error::NoStorageAccess("x".into())), KeyStoreError::Locked { .. }));
+        assert!(explained(Error::NoEntry).is_lost());
+        assert!(matches!(explained(Error::Ambiguous(Vec::new())), KeyStoreError::Ambiguous { .. }));
+    }
+
+    #[test]
+    fn an_entry_that_is_no_text_is_damaged() {
+        let store = mock::Store::new().unwrap();
+        let keys = KeyringStore::with_store(store.clone());
+        let entry = store.build("app", &name().user(), None).unwrap();
+        entry.set_secret(PLANTED).unwrap();
+        assert!(matches!(keys.read(&name()), Err(KeyStoreError::Damaged { .. })));
+    }
+}

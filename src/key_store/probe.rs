@@ -1,0 +1,222 @@
+//! Says whether the platform keyring works here, and what to do if it does not.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::keyring::{explain, native};
+use super::{BoundedKeyStore, KeyName, KeyStore, KeyStoreError, KeyringStore};
+use crate::secret::Secret;
+
+/// How long [`probe`] waits for the keyring.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// What [`probe`] found.
+#[derive(Debug)]
+pub struct Probe {
+    store: String,
+    result: Result<(), KeyStoreError>,
+    surroundings: Surroundings,
+}
+
+impl Probe {
+    /// Whether the keyring can be used now, without a prompt.
+    pub fn is_usable(&self) -> bool {
+        self.result.is_ok()
+    }
+
+    /// The keyring that was asked.
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
+    /// What is wrong, if anything is.
+    pub fn error(&self) -> Option<&KeyStoreError> {
+        self.result.as_ref().err()
+    }
+
+    /// Where the program runs, as far as it matters for a keyring.
+    pub fn surroundings(&self) -> Surroundings {
+        self.surroundings
+    }
+
+    /// What to do, for the user or the program's author; empty if the keyring is usable.
+    pub fn advice(&self) -> String {
+        match &self.result {
+            Ok(()) => String::new(),
+            Err(KeyStoreError::Locked { .. }) => {
+                "unlock the keyring, by logging in or with its own tool".into()
+            }
+            Err(KeyStoreError::TimedOut { .. }) => {
+                "answer the prompt that the keyring shows, or restart its service".into()
+            }
+            Err(_) => self.surroundings.advice(),
+        }
+    }
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.result {
+            Ok(()) => write!(f, "{} works", self.store),
+            Err(error) => {
+                write!(f, "{error}")?;
+                if let Some(source) = std::error::Error::source(error) {
+                    write!(f, " (it said: {source})")?;
+                }
+                write!(f, ". {}: {}", self.surroundings, self.advice())
+            }
+        }
+    }
+}
+
+/// Where a program runs, as far as it matters for a keyring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Surroundings {
+    /// A desktop session, or nothing that says otherwise.
+    Desktop,
+    /// A remote shell.
+    Ssh,
+    /// The Windows Subsystem for Linux.
+    Wsl,
+    /// A container.
+    Container,
+    /// A machine that builds and tests.
+    ContinuousIntegration,
+}
+
+impl Surroundings {
+    /// Looks at the environment of this process.
+    pub fn detect() -> Self {
+        Self::from(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()), Path::exists)
+    }
+
+    fn from(is_set: impl Fn(&str) -> bool, exists: impl Fn(&Path) -> bool) -> Self {
+        if is_set("CI") {
+            Self::ContinuousIntegration
+        } else if is_set("WSL_DISTRO_NAME") || is_set("WSL_INTEROP") {
+            Self::Wsl
+        } else if exists(Path::new("/.dockerenv"))
+            || exists(Path::new("/run/.containerenv"))
+            || is_set("container")
+        {
+            Self::Container
+        } else if is_set("SSH_CONNECTION") || is_set("SSH_TTY") {
+            Self::Ssh
+        } else {
+            Self::Desktop
+        }
+    }
+
+    /// What to do here when there is no keyring.
+    pub(crate) fn advice(self) -> String {
+        let remedy = match self {
+            Self::Desktop => {
+                "start a Secret Service (GNOME Keyring, KWallet or KeePassXC with its integration on) in the \
+                 session, with a default collection"
+            }
+            Self::Ssh => {
+                "a remote shell has no desktop session: run `dbus-run-session -- sh`, and in it \
+                 `gnome-keyring-daemon --unlock --components=secrets`"
+            }
+            Self::Wsl => {
+                "install and start gnome-keyring in the distribution, or run the Windows build, which uses the \
+                 Credential Manager"
+            }
+            Self::Container | Self::ContinuousIntegration => {
+                "there is no user session here: mount a directory for key files that is not in the image"
+            }
+        };
+        if matches!(self, Self::Container | Self::ContinuousIntegration) {
+            format!("{remedy}, and ask for `KeyFileStore`")
+        } else {
+            format!("{remedy}; or ask for `KeyFileStore`, a key in a file, where that is acceptable")
+        }
+    }
+}
+
+impl fmt::Display for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Desktop => "in a desktop session",
+            Self::Ssh => "over SSH",
+            Self::Wsl => "under WSL",
+            Self::Container => "in a container",
+            Self::ContinuousIntegration => "in continuous integration",
+        })
+    }
+}
+
+/// Asks the platform keyring whether it can be used, for 3 seconds at most. Nothing is written to
+/// it, and no prompt is shown.
+///
+/// ```no_run
+/// let probe = tokenseal::probe();
+/// if !probe.is_usable() {
+///     eprintln!("{probe}");
+/// }
+/// ```
+pub fn probe() -> Probe {
+    let store = Probing(KeyringStore::platform());
+    let bounded = BoundedKeyStore::new(Arc::new(store), "tokenseal", "probe");
+    let result = bounded.prepare(DEADLINE);
+    Probe { store: bounded.description(), result, surroundings: Surroundings::detect() }
+}
+
+/// Looks where the keyring's own `prepare` would prompt.
+#[derive(Debug)]
+struct Probing(KeyringStore);
+
+impl KeyStore for Probing {
+    fn description(&self) -> String {
+        self.0.description()
+    }
+
+    fn prepare(&self) -> Result<(), KeyStoreError> {
+        let store = self.description();
+        match native::connect().and_then(|_| native::is_locked()) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                Err(KeyStoreError::Locked { store, source: "its default collection is locked".into() })
+            }
+            Err(error) => Err(explain(error, store, None)),
+        }
+    }
+
+    fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+        self.0.create(name, text)
+    }
+
+    fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+        self.0.read(name)
+    }
+
+    fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+        self.0.delete(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn surroundings_are_told_apart_and_each_has_advice() {
+        let none = |_: &Path| false;
+        for (variable, expected) in [
+            ("CI", Surroundings::ContinuousIntegration),
+            ("WSL_DISTRO_NAME", Surroundings::Wsl),
+            ("SSH_CONNECTION", Surroundings::Ssh),
+            ("container", Surroundings::Container),
+            ("OTHER", Surroundings::Desktop),
+        ] {
+            let found = Surroundings::from(|name| name == variable, none);
+            assert_eq!(found, expected);
+            assert!(found.advice().contains("KeyFileStore"), "{found}");
+        }
+        let docker = Surroundings::from(|_| false, |path| path == Path::new("/.dockerenv"));
+        assert_eq!(docker, Surroundings::Container);
+    }
+}

@@ -1,0 +1,318 @@
+//! The cache that a program opens: sealed in a file, shared by threads and processes.
+
+mod builder;
+mod error;
+mod generation;
+mod key_notes;
+mod rotation;
+mod state;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+pub use builder::PersistedTokenCacheBuilder;
+pub use error::Error;
+pub use rotation::{Rotation, Updated};
+
+use crate::cache::{
+    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, CacheError, EnvironmentAliases, IdToken,
+    RefreshToken, RefreshTokenQuery, Removed, TokenCache, TokenResponse,
+};
+use crate::key_store::{BoundedKeyStore, KeyStore};
+use crate::seal::Context;
+use crate::store::{FileStore, StoreLock};
+use rotation::Change;
+use state::State;
+
+/// A token cache that is sealed in a file and shared by every thread and process that opens it.
+///
+/// Reading takes no lock: it looks whether another process replaced the file (one `stat` on local
+/// Linux file systems), reads it again if so, and answers from memory. A change is one step:
+/// [`update`](Self::update) takes the lock, reads what others wrote, applies the change, seals,
+/// replaces the file and makes that durable before it returns. So no change is lost and no half of
+/// one is ever seen.
+///
+/// The handle is cheap to clone and can be used from any thread. Its calls block, for as long as a
+/// disk or a lock takes; in async code call them from a blocking task.
+///
+/// ```
+/// use tokenseal::{AccessTokenQuery, PersistedTokenCache, TokenResponse};
+/// # use std::sync::Arc;
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let builder = PersistedTokenCache::builder("contoso-cli")
+/// #     .directory(directory.path().join("tokens"))
+/// #     .key_store(Arc::new(tokenseal::MemoryKeyStore::new()));
+/// # let sign_in = || TokenResponse::from_json(r#"{"access_token":"at","expires_in":3600}"#)
+/// #     .map(|r| r.client_id("app").home_account_id("alice").requested_scopes(["User.Read"])
+/// #         .token_endpoint("https://idp.example.com/tenant/token"));
+///
+/// # /*
+/// let cache = PersistedTokenCache::open("contoso-cli")?;
+/// # */
+/// # let cache = builder.open()?;
+/// let response = sign_in()?;                       // any OAuth client
+/// let added = cache.add(&response)?;               // on disk, sealed, before this returns
+///
+/// let account = added.account().unwrap();
+/// let wanted = AccessTokenQuery::new("app").account(account).scopes(["User.Read"]);
+/// assert!(cache.find_access_token(&wanted)?.is_some());
+/// # Ok::<(), tokenseal::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct PersistedTokenCache(Arc<Inner>);
+
+struct Inner {
+    store: FileStore,
+    keys: BoundedKeyStore,
+    context: Context,
+    aliases: EnvironmentAliases,
+    lock_timeout: Duration,
+    key_timeout: Duration,
+    rotation_timeout: Duration,
+    state: RwLock<State>,
+    /// One thread at a time reads the file again.
+    reloading: Mutex<()>,
+}
+
+impl PersistedTokenCache {
+    /// Opens the cache `default` of an application, with its key in the platform keyring.
+    ///
+    /// # Errors
+    /// As for [`PersistedTokenCacheBuilder::open`].
+    #[cfg(feature = "keyring")]
+    pub fn open(application: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(application).open()
+    }
+
+    /// Says how to open a cache of an application. The names of the application and the cache are
+    /// authenticated: a file sealed for one never opens as another.
+    pub fn builder(application: impl Into<String>) -> PersistedTokenCacheBuilder {
+        PersistedTokenCacheBuilder::new(application.into())
+    }
+
+    fn open_with(builder: PersistedTokenCacheBuilder) -> Result<Self, Error> {
+        let inner = Inner::new(builder)?;
+        match inner.load(inner.key_timeout)? {
+            Some(state) => inner.set_state(state),
+            None => inner.create()?,
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    fn reset_with(builder: PersistedTokenCacheBuilder) -> Result<(Self, Option<PathBuf>), Error> {
+        let cache = Self(Arc::new(Inner::new(builder)?));
+        let aside = cache.reset()?;
+        Ok((cache, aside))
+    }
+
+    /// The sealed file.
+    pub fn path(&self) -> &Path {
+        self.0.store.path()
+    }
+
+    /// Finds an access token, as [`TokenCache::find_access_token`].
+    ///
+    /// # Errors
+    /// [`Error`] if another process changed the file and it cannot be read.
+    pub fn find_access_token(&self, query: &AccessTokenQuery) -> Result<Option<AccessToken>, Error> {
+        self.read(|tokens| tokens.find_access_token(query))
+    }
+
+    /// Finds refresh tokens, as [`TokenCache::find_refresh_tokens`].
+    ///
+    /// # Errors
+    /// [`Error`] if another process changed the file and it cannot be read.
+    pub fn find_refresh_tokens(&self, query: &RefreshTokenQuery) -> Result<Vec<RefreshToken>, Error> {
+        self.read(|tokens| tokens.find_refresh_tokens(query))
+    }
+
+    /// Finds an id token, as [`TokenCache::find_id_token`].
+    ///
+    /// # Errors
+    /// [`Error`] if another process changed the file and it cannot be read.
+    pub fn find_id_token(
+        &self,
+        client_id: &str,
+        account: &Account,
+        realm: Option<&str>,
+    ) -> Result<Option<IdToken>, Error> {
+        self.read(|tokens| tokens.find_id_token(client_id, account, realm))
+    }
+
+    /// All accounts.
+    ///
+    /// # Errors
+    /// [`Error`] if another process changed the file and it cannot be read.
+    pub fn accounts(&self) -> Result<Vec<Account>, Error> {
+        self.read(TokenCache::accounts)
+    }
+
+    /// Finds accounts, as [`TokenCache::find_accounts`].
+    ///
+    /// # Errors
+    /// [`Error`] if another process changed the file and it cannot be read.
+    pub fn find_accounts(&self, query: &AccountQuery) -> Result<Vec<Account>, Error> {
+        self.read(|tokens| tokens.find_accounts(query))
+    }
+
+    /// Calls `look` with the newest state of the cache.
+    ///
+    /// # Errors
+    /// [`Error`] if another process changed the file and it cannot be read.
+    pub fn read<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
+        self.0.refresh(self.0.key_timeout)?;
+        let state = self.0.state.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(look(&state.cache))
+    }
+
+    /// Adds a token response. On disk, sealed, before this returns.
+    ///
+    /// # Errors
+    /// [`Error`] as for [`update`](Self::update).
+    pub fn add(&self, response: &TokenResponse) -> Result<Added, Error> {
+        self.update(|tokens| tokens.add(response)).map(Updated::into_value)
+    }
+
+    /// Signs a user out: removes all rows of the account and seals the rest under a new key, so that
+    /// no older copy of the file can be opened with what the key store holds.
+    ///
+    /// # Errors
+    /// [`Error`] as for [`update`](Self::update).
+    pub fn remove_account(&self, account: &Account) -> Result<Updated<Removed>, Error> {
+        self.update(|tokens| Ok::<_, CacheError>(tokens.remove_account(account)))
+    }
+
+    /// Removes everything and seals what is left, an empty cache, under a new key.
+    ///
+    /// # Errors
+    /// [`Error`] as for [`update`](Self::update).
+    pub fn clear(&self) -> Result<Updated<Removed>, Error> {
+        self.update(|tokens| Ok::<_, CacheError>(tokens.clear()))
+    }
+
+    /// Changes the cache in one step that is durable when this returns.
+    ///
+    /// `change` sees the newest state, whoever wrote it. If it fails or panics, nothing is written
+    /// and the cache is as it was. It runs under the lock, so it must be quick: no network call
+    /// belongs in it. Reading the same cache inside it gives the state before the change.
+    ///
+    /// If `change` removes an account or clears the cache, the file is sealed under a new key; see
+    /// [`Updated::rotation`].
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use tokenseal::{CacheError, PersistedTokenCache};
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let cache = PersistedTokenCache::builder("contoso-cli")
+    /// #     .directory(directory.path().join("tokens"))
+    /// #     .key_store(Arc::new(tokenseal::MemoryKeyStore::new()))
+    /// #     .open()?;
+    /// let now = std::time::SystemTime::now();
+    /// let purged = cache.update(|tokens| Ok::<_, CacheError>(tokens.purge_expired(now)))?;
+    /// assert_eq!(purged.value().access_tokens(), 0);
+    /// # Ok::<(), tokenseal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What `change` returned; or [`Error`] if the lock or the key cannot be had in time, the file
+    /// cannot be read, or the new one cannot be written or would be over the size limit. The old file
+    /// is then untouched. Only where the very last step fails, making the replacement durable, others
+    /// may see the new one although it is not promised to survive.
+    pub fn update<T, E: Into<Error>>(
+        &self,
+        change: impl FnOnce(&mut TokenCache) -> Result<T, E>,
+    ) -> Result<Updated<T>, Error> {
+        let inner = &*self.0;
+        let lock = inner.lock_newest()?;
+        let mut changing = Change::begin(inner, &lock);
+        let value = change(changing.tokens()).map_err(Into::into)?;
+        let rotation = changing.commit()?;
+        Ok(Updated::new(value, rotation))
+    }
+
+    /// Sets the file aside, under a name that tells so, and goes on with an empty cache under a new
+    /// key. The old key is left where it is. Gives the path of what was set aside, if there was a
+    /// file.
+    ///
+    /// # Errors
+    /// [`Error`] if the lock or the key store cannot be had in time, or the file cannot be renamed.
+    /// The file is then where it was.
+    pub fn reset(&self) -> Result<Option<PathBuf>, Error> {
+        let inner = &*self.0;
+        inner.keys.prepare(inner.key_timeout)?;
+        let lock = inner.store.lock(inner.lock_timeout)?;
+        let aside = inner.store.set_aside(&lock)?;
+        match (inner.create_file(&lock), &aside) {
+            (Ok(state), _) => inner.set_state(state),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(aside)) => {
+                inner.store.put_back(&lock, aside)?;
+                return Err(error);
+            }
+        }
+        Ok(aside)
+    }
+}
+
+impl Inner {
+    fn new(builder: PersistedTokenCacheBuilder) -> Result<Self, Error> {
+        builder.check_names()?;
+        let directory = builder.resolved_directory()?;
+        let store = FileStore::new(&directory, &builder.cache, builder.size_limit)?;
+        let key_store = builder.key_store.map_or_else(platform_key_store, Ok)?;
+        Ok(Self {
+            store,
+            keys: BoundedKeyStore::new(key_store, &builder.application, &builder.cache),
+            context: Context::file(builder.application, builder.cache),
+            aliases: builder.aliases,
+            lock_timeout: builder.lock_timeout,
+            key_timeout: builder.key_timeout,
+            rotation_timeout: builder.rotation_timeout,
+            state: RwLock::new(State::unread()),
+            reloading: Mutex::default(),
+        })
+    }
+
+    /// Makes the key and an empty file, unless another process did so meanwhile.
+    fn create(&self) -> Result<(), Error> {
+        // A prompt is answered before others have to wait for the lock.
+        self.keys.prepare(self.key_timeout)?;
+        let lock = self.store.lock(self.lock_timeout + self.key_timeout)?;
+        let state = match self.load(self.key_timeout)? {
+            Some(state) => state,
+            None => self.create_file(&lock)?,
+        };
+        self.set_state(state);
+        Ok(())
+    }
+
+    /// Takes the lock and has the newest state in memory. Keys are fetched before, where possible.
+    fn lock_newest(&self) -> Result<StoreLock, Error> {
+        self.refresh(self.key_timeout)?;
+        let lock = self.store.lock(self.lock_timeout)?;
+        self.refresh(self.rotation_timeout)?;
+        Ok(lock)
+    }
+}
+
+#[cfg(feature = "keyring")]
+#[allow(clippy::unnecessary_wraps)] // Without the feature there is none.
+fn platform_key_store() -> Result<Arc<dyn KeyStore>, Error> {
+    Ok(Arc::new(crate::key_store::KeyringStore::platform()))
+}
+
+#[cfg(not(feature = "keyring"))]
+fn platform_key_store() -> Result<Arc<dyn KeyStore>, Error> {
+    Err(Error::NoKeyStore)
+}
+
+impl fmt::Debug for PersistedTokenCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PersistedTokenCache")
+            .field("path", &self.path())
+            .field("key_store", &self.0.keys.description())
+            .finish_non_exhaustive()
+    }
+}

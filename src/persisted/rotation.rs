@@ -1,0 +1,242 @@
+//! A change of the cache, and the rotation of its key that a sign-out asks for.
+//!
+//! Rotation, with the lock held. After each step a crash leaves a file that opens:
+//!
+//! 1. Write the file under the old key: the account is gone, and a rotation is noted as due, with the
+//!    new key as prepared.
+//! 2. Make the new key's entry and read it back.
+//! 3. Write the file under the new key: the old key is noted as retiring.
+//! 4. Delete the old key's entry. From here on no older copy of the file can be opened.
+//!
+//! The next change looks at the notes and finishes what was cut short.
+
+use std::sync::{Arc, PoisonError};
+
+use super::key_notes::KeyNotes;
+use super::state::State;
+use super::{Error, Inner};
+use crate::cache::TokenCache;
+use crate::key_store::KeyStoreError;
+use crate::seal::{KeyId, SealingKey};
+use crate::store::StoreLock;
+
+/// What became of the key in an update.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Rotation {
+    /// Nothing asked for a new key.
+    NotNeeded,
+    /// The file is sealed under a new key and the old one is deleted.
+    Done,
+    /// The change is made and durable, but the key store refused or was slow, so that older copies
+    /// of the file can still be opened. The next update tries again.
+    Pending {
+        /// What the key store said.
+        reason: KeyStoreError,
+    },
+}
+
+/// What an update returned, and what became of the key.
+#[derive(Debug)]
+#[must_use = "look at `rotation()` after a sign-out"]
+pub struct Updated<T> {
+    value: T,
+    rotation: Rotation,
+}
+
+impl<T> Updated<T> {
+    pub(super) fn new(value: T, rotation: Rotation) -> Self {
+        Self { value, rotation }
+    }
+
+    /// What the change returned.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// Gives out what the change returned.
+    pub fn into_value(self) -> T {
+        self.value
+    }
+
+    /// What became of the key.
+    pub fn rotation(&self) -> &Rotation {
+        &self.rotation
+    }
+
+    /// Whether older copies of the file can still be opened although they should not.
+    pub fn is_rotation_pending(&self) -> bool {
+        matches!(self.rotation, Rotation::Pending { .. })
+    }
+}
+
+/// A change that is being made under the lock. Dropped without [`commit`](Self::commit), it leaves
+/// everything as it was.
+pub(super) struct Change<'a> {
+    inner: &'a Inner,
+    lock: &'a StoreLock,
+    tokens: TokenCache,
+    before: Before,
+}
+
+/// The state that the change started from.
+struct Before {
+    lineage: u64,
+    notes: KeyNotes,
+    key: Option<Arc<SealingKey>>,
+    generation: u64,
+    revision: u64,
+    sign_outs: u64,
+    is_empty: bool,
+}
+
+impl<'a> Change<'a> {
+    pub(super) fn begin(inner: &'a Inner, lock: &'a StoreLock) -> Self {
+        let state = inner.state.read().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = state.cache.fork();
+        let lineage = tokens.begin_lineage();
+        let before = Before {
+            lineage,
+            notes: state.notes.clone(),
+            key: state.key.clone(),
+            generation: state.generation,
+            revision: tokens.revision(),
+            sign_outs: tokens.sign_outs(),
+            is_empty: tokens.is_empty(),
+        };
+        Self { inner, lock, tokens, before }
+    }
+
+    /// The cache to change.
+    pub(super) fn tokens(&mut self) -> &mut TokenCache {
+        &mut self.tokens
+    }
+
+    /// Writes the change, and rotates the key where a sign-out asks for it.
+    pub(super) fn commit(mut self) -> Result<Rotation, Error> {
+        let Self { inner, lock, ref before, .. } = self;
+        // A program may put a whole other cache in the place of the one it was handed.
+        let is_exchanged = self.tokens.lineage() != before.lineage;
+        if is_exchanged {
+            self.tokens.set_environment_aliases(inner.aliases.clone());
+        }
+        let is_changed = is_exchanged || self.tokens.revision() != before.revision;
+        let is_sign_out = !before.is_empty && (is_exchanged || self.tokens.sign_outs() != before.sign_outs);
+
+        let Some(key) = before.key.clone() else {
+            // Somebody removed the file: start one anew, under a new key.
+            if is_changed {
+                let created = inner.create_file(lock)?;
+                let (Some(key), notes) = (created.key, created.notes) else { return Ok(Rotation::NotNeeded) };
+                inner.set_state(inner.write(
+                    lock,
+                    self.tokens,
+                    &key,
+                    created.generation.saturating_add(1),
+                    notes,
+                )?);
+            }
+            return Ok(Rotation::NotNeeded);
+        };
+
+        let mut notes = before.notes.clone();
+        // A file under one key that notes the same key as retiring would delete its own.
+        notes.retiring.retain(|retiring| *retiring != key.id());
+        let leftover = inner.delete_retired(&mut notes);
+        if !is_sign_out && !notes.is_rotation_due {
+            if is_changed || notes != before.notes {
+                let generation = before.generation.saturating_add(1);
+                inner.set_state(inner.write(lock, self.tokens, &key, generation, notes)?);
+            }
+            return Ok(leftover.map_or(Rotation::NotNeeded, |reason| Rotation::Pending { reason }));
+        }
+        let (state, rotation) = inner.rotate(lock, self.tokens, &key, before.generation, notes)?;
+        inner.set_state(state);
+        Ok(rotation)
+    }
+}
+
+impl Inner {
+    /// Deletes the keys that a rotation left behind. What cannot be deleted stays noted.
+    fn delete_retired(&self, notes: &mut KeyNotes) -> Option<KeyStoreError> {
+        let mut failure = None;
+        notes.retiring.retain(|&retiring| {
+            if failure.is_some() {
+                return true;
+            }
+            failure = self.keys.delete(retiring, self.rotation_timeout).err();
+            failure.is_some()
+        });
+        failure
+    }
+
+    /// Steps 1 to 4. An error is one of the first step; whatever fails later leaves it pending.
+    fn rotate(
+        &self,
+        lock: &StoreLock,
+        tokens: TokenCache,
+        old: &Arc<SealingKey>,
+        generation: u64,
+        mut notes: KeyNotes,
+    ) -> Result<(State, Rotation), Error> {
+        let found = self.find_prepared(&notes);
+        let (new, must_create) = match found {
+            Ok(Some(prepared)) => (Ok(prepared), false),
+            Ok(None) => (SealingKey::generate().map_err(KeyStoreError::from), true),
+            Err(unavailable) => (Err(unavailable), false),
+        };
+        notes.is_rotation_due = true;
+        if let Ok(new) = &new {
+            notes.prepare(new.id());
+        }
+        let under_old = self.write(lock, tokens, old, generation.saturating_add(1), notes.clone())?;
+        let ready = new.and_then(|new| {
+            if must_create {
+                self.keys.create(&new, self.rotation_timeout)?;
+            }
+            Ok(Arc::new(new))
+        });
+        let new = match ready {
+            Ok(new) => new,
+            Err(reason) => return Ok((under_old, Rotation::Pending { reason })),
+        };
+
+        // The other prepared keys may never have been made, and seal nothing: they go like the old one.
+        let unused: Vec<KeyId> = notes.prepared.drain(..).filter(|&key_id| key_id != new.id()).collect();
+        for key_id in unused {
+            notes.retire(key_id);
+        }
+        notes.retire(old.id());
+        notes.is_rotation_due = false;
+        let tokens = under_old.cache.fork();
+        let mut under_new = match self.write(lock, tokens, &new, 1, notes.clone()) {
+            Ok(under_new) => under_new,
+            Err(error) => {
+                let reason = KeyStoreError::Unavailable {
+                    store: self.keys.description(),
+                    advice: "the file could not be sealed under the new key; the next update tries again"
+                        .into(),
+                    source: error.to_string().into(),
+                };
+                return Ok((under_old, Rotation::Pending { reason }));
+            }
+        };
+        drop(under_old);
+        let failure = self.delete_retired(&mut notes);
+        // The file still notes what was deleted just now; the next change writes what is left.
+        under_new.notes = notes;
+        Ok((under_new, failure.map_or(Rotation::Done, |reason| Rotation::Pending { reason })))
+    }
+
+    /// A key that an earlier rotation made and did not come to use.
+    fn find_prepared(&self, notes: &KeyNotes) -> Result<Option<SealingKey>, KeyStoreError> {
+        for &key_id in notes.prepared.iter().rev() {
+            match self.keys.get(key_id, self.rotation_timeout) {
+                Ok(key) => return Ok(Some(key)),
+                Err(error) if error.is_lost() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}

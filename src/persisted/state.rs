@@ -1,0 +1,176 @@
+//! What is in memory of a sealed file, and how it gets there.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::key_notes::KeyNotes;
+use super::{Error, Inner, generation};
+use crate::cache::TokenCache;
+use crate::key_store::KeyStoreError;
+use crate::seal::{self, Header, KeyId, SealError, SealingKey};
+use crate::secret::SecretBytes;
+use crate::store::{Record, StoreError, StoreLock, Watch};
+
+/// The content of the file as it was last read or written.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) cache: TokenCache,
+    pub(super) notes: KeyNotes,
+    /// The key that seals the file; `None` where there is no file.
+    pub(super) key: Option<Arc<SealingKey>>,
+    pub(super) generation: u64,
+    /// `None`: there was no file.
+    pub(super) watch: Option<Watch>,
+    is_read: bool,
+}
+
+impl State {
+    /// Before the file was looked at.
+    pub(super) fn unread() -> Self {
+        let cache = TokenCache::new();
+        Self { cache, notes: KeyNotes::default(), key: None, generation: 0, watch: None, is_read: false }
+    }
+}
+
+/// How often a file that changes while it is read is read again.
+const ATTEMPTS: usize = 16;
+
+impl Inner {
+    /// Puts a new state in place of the old one and wipes what the old one held alone.
+    pub(super) fn set_state(&self, new: State) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        *state = new;
+        state.is_read = true;
+        state.cache.tidy();
+    }
+
+    /// Reads the file again if another process, or another handle in this one, replaced it.
+    pub(super) fn refresh(&self, key_timeout: Duration) -> Result<(), Error> {
+        if self.is_current()? {
+            return Ok(());
+        }
+        let _reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_current()? {
+            return Ok(());
+        }
+        let state = self.load(key_timeout)?.unwrap_or_else(|| self.empty());
+        // A change that this process made meanwhile is newer than what was read before it.
+        let is_older = {
+            let current = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            let key_id = |state: &State| state.key.as_ref().map(|key| key.id());
+            key_id(&current) == key_id(&state) && state.generation < current.generation && state.key.is_some()
+        };
+        if !is_older {
+            self.set_state(state);
+        }
+        Ok(())
+    }
+
+    fn is_current(&self) -> Result<bool, Error> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        match &state.watch {
+            Some(watch) => Ok(self.store.is_current(watch)?),
+            None => Ok(state.is_read && !self.store.path().exists()),
+        }
+    }
+
+    fn empty(&self) -> State {
+        let mut state = State::unread();
+        state.cache.set_environment_aliases(self.aliases.clone());
+        state
+    }
+
+    /// Reads and opens the file; `None` if there is none.
+    pub(super) fn load(&self, key_timeout: Duration) -> Result<Option<State>, Error> {
+        let mut missing = None;
+        for _ in 0..ATTEMPTS {
+            let Some(record) = self.store.read()? else { return Ok(None) };
+            let header = Header::read(&record.bytes).map_err(|source| self.unopened(source))?;
+            let key = match self.key(header.key_id, key_timeout) {
+                Ok(key) => key,
+                // Another process may have rotated the key meanwhile: read the file again, and ask
+                // for what it names now. The same answer about the same key is final.
+                Err(error @ KeyStoreError::NoEntry { .. }) if missing != Some(header.key_id) => {
+                    drop(error);
+                    missing = Some(header.key_id);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let seen = generation::seen(header.key_id);
+            if header.generation < seen {
+                // A change that was made while this was read is no rollback.
+                if !self.store.is_current(&record.watch)? {
+                    continue;
+                }
+                return Err(self.unopened(SealError::RolledBack { found: header.generation, seen }));
+            }
+            return self.open(record, header, key).map(Some);
+        }
+        Err(StoreError::NeverStill { path: self.store.path().to_owned() }.into())
+    }
+
+    fn open(&self, record: Record, header: Header, key: Arc<SealingKey>) -> Result<State, Error> {
+        let json = seal::open(&key, &self.context, record.bytes).map_err(|source| self.unopened(source))?;
+        let mut cache = self.empty().cache;
+        cache
+            .deserialize(json)
+            .map_err(|source| Error::Content { path: self.store.path().to_owned(), source })?;
+        let notes = KeyNotes::take_from(&mut cache);
+        generation::see(header.key_id, header.generation);
+        let generation = header.generation;
+        Ok(State { cache, notes, key: Some(key), generation, watch: Some(record.watch), is_read: true })
+    }
+
+    fn unopened(&self, source: SealError) -> Error {
+        Error::Seal { path: self.store.path().to_owned(), source }
+    }
+
+    /// The key with this id: the one in memory, or from the key store.
+    fn key(&self, key_id: KeyId, within: Duration) -> Result<Arc<SealingKey>, KeyStoreError> {
+        let known = self.state.read().unwrap_or_else(PoisonError::into_inner).key.clone();
+        match known.filter(|key| key.id() == key_id) {
+            Some(key) => Ok(key),
+            None => self.keys.get(key_id, within).map(Arc::new),
+        }
+    }
+
+    /// Makes a key and an empty file sealed under it. There must be no file, and the lock is held.
+    pub(super) fn create_file(&self, lock: &StoreLock) -> Result<State, Error> {
+        let key = SealingKey::generate().map_err(|source| self.unopened(source))?;
+        self.keys.create(&key, self.key_timeout)?;
+        let empty = self.empty();
+        let key = Arc::new(key);
+        match self.write(lock, empty.cache, &key, 1, empty.notes) {
+            Ok(state) => Ok(state),
+            Err(error) => {
+                // Nothing was sealed under it. If it cannot be deleted it stays, unused.
+                let _ = self.keys.delete(key.id(), self.rotation_timeout);
+                Err(error)
+            }
+        }
+    }
+
+    /// Seals a cache and replaces the file. When this returns, it is durable.
+    pub(super) fn write(
+        &self,
+        lock: &StoreLock,
+        cache: TokenCache,
+        key: &Arc<SealingKey>,
+        generation: u64,
+        notes: KeyNotes,
+    ) -> Result<State, Error> {
+        let member = notes.to_member();
+        let length =
+            seal::HEADER_LEN + cache.written_len() + member.as_ref().map_or(0, |text| text.len() + 1);
+        let mut record = SecretBytes::with_capacity(length + seal::PADDING + seal::TAG_LEN);
+        record.extend(&[0; seal::HEADER_LEN]);
+        cache.write(&mut record, member.as_deref());
+        self.store.check_size(seal::sealed_len(record.len() - seal::HEADER_LEN) as u64)?;
+        let record = seal::seal_in_place(key, &self.context, generation, record)
+            .map_err(|source| self.unopened(source))?;
+        let watch = Some(self.store.replace(lock, &record)?);
+        generation::see(key.id(), generation);
+        Ok(State { cache, notes, key: Some(Arc::clone(key)), generation, watch, is_read: true })
+    }
+}

@@ -1,0 +1,69 @@
+//! Why a sealed file cannot be read, replaced or locked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::private_file::FileError;
+use crate::seal::SealError;
+
+/// Why the file of a cache was not read or not replaced.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A file or directory cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+
+    /// Another process or thread holds the lock.
+    #[error(
+        "{} was not free within {waited:?}: another process is changing the cache, or hangs while it does",
+        path.display()
+    )]
+    #[non_exhaustive]
+    LockTimedOut {
+        /// The lock file.
+        path: PathBuf,
+        /// How long was waited.
+        waited: Duration,
+    },
+
+    /// This thread is changing the same cache already.
+    #[error("a change of the cache at {} was begun inside another change of it", path.display())]
+    #[non_exhaustive]
+    Nested {
+        /// The lock file.
+        path: PathBuf,
+    },
+
+    /// The file was replaced each time before it could be opened.
+    #[error("{} is replaced so often that it cannot be read; try again", path.display())]
+    #[non_exhaustive]
+    NeverStill {
+        /// The sealed file.
+        path: PathBuf,
+    },
+
+    /// The file system cannot lock.
+    #[error("{} cannot be locked; keep the cache on a file system that has locks: {source}", path.display())]
+    #[non_exhaustive]
+    CannotLock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+
+    /// The file is, or would become, larger than allowed.
+    #[error("{}: {source}", path.display())]
+    #[non_exhaustive]
+    TooLarge {
+        /// The sealed file.
+        path: PathBuf,
+        /// How large.
+        source: SealError,
+    },
+
+    /// The operating system gives no random bytes.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}

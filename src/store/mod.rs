@@ -1,0 +1,162 @@
+//! Where sealed bytes live: one file, replaced whole, shared under a lock.
+
+mod error;
+mod lock;
+mod watch;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use error::StoreError;
+pub(crate) use lock::StoreLock;
+pub(crate) use watch::Watch;
+
+use crate::private_file::{self, failed};
+use crate::seal::SealError;
+
+/// The file of one cache, with its lock file beside it.
+///
+/// | name | what it is |
+/// |---|---|
+/// | `<cache>.sealed` | the sealed record |
+/// | `<cache>.lock` | empty; locked while a change is made, and never removed |
+/// | `.<cache>.<random>.tmp` | the next record, until it is renamed |
+/// | `<cache>.sealed.aside-<seconds>-<random>` | a record that `reset` set aside |
+#[derive(Debug)]
+pub(crate) struct FileStore {
+    directory: PathBuf,
+    name: String,
+    path: PathBuf,
+    lock: lock::LockFile,
+    has_reliable_identity: bool,
+    size_limit: u64,
+}
+
+/// A record that was read, and the file it came from.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) watch: Watch,
+}
+
+impl FileStore {
+    /// Prepares the directory, and makes it where there is none.
+    pub(crate) fn new(directory: &Path, name: &str, size_limit: u64) -> Result<Self, StoreError> {
+        let directory = private_file::prepare_directory(directory)?;
+        Ok(Self {
+            path: directory.join(format!("{name}.sealed")),
+            lock: lock::LockFile::new(directory.join(format!("{name}.lock"))),
+            has_reliable_identity: watch::has_reliable_identity(&directory),
+            name: name.to_owned(),
+            directory,
+            size_limit,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits for the lock: first for the other threads of this process, then for other processes.
+    pub(crate) fn lock(&self, within: Duration) -> Result<StoreLock, StoreError> {
+        self.lock.acquire(within)
+    }
+
+    /// Reads the record, without a lock: it is only ever replaced whole.
+    pub(crate) fn read(&self) -> Result<Option<Record>, StoreError> {
+        let Some(mut file) = private_file::open(&self.path)? else { return Ok(None) };
+        let length = file.metadata().map_err(failed("examine", &self.path))?.len();
+        self.check_size(length)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        // In one block, and a byte more: a file that grows meanwhile is none of ours.
+        let mut bytes = Vec::with_capacity(length.saturating_add(1));
+        (&mut file).take(length as u64 + 1).read_to_end(&mut bytes).map_err(failed("read", &self.path))?;
+        let watch =
+            Watch::new(file, &bytes, self.has_reliable_identity).map_err(failed("examine", &self.path))?;
+        Ok(Some(Record { bytes, watch }))
+    }
+
+    /// Whether the file is still the one that was read or written.
+    pub(crate) fn is_current(&self, watch: &Watch) -> Result<bool, StoreError> {
+        Ok(watch.is_current(&self.path).map_err(failed("examine", &self.path))?)
+    }
+
+    /// Fails if a record of this many bytes is over the limit.
+    pub(crate) fn check_size(&self, length: u64) -> Result<(), StoreError> {
+        let limit = self.size_limit;
+        if length <= limit {
+            return Ok(());
+        }
+        Err(StoreError::TooLarge { path: self.path.clone(), source: SealError::TooLarge { length, limit } })
+    }
+
+    /// Replaces the record. When this returns, the new one survives a power cut; when it fails, the
+    /// old one is untouched, or (where only the last step failed) the new one is in its place.
+    pub(crate) fn replace(&self, _lock: &StoreLock, record: &[u8]) -> Result<Watch, StoreError> {
+        self.check_size(record.len() as u64)?;
+        self.sweep();
+        let temporary = self.directory.join(format!(".{}.{}.tmp", self.name, random_hex()?));
+        let mut file = private_file::create_new(&temporary)?;
+        let written = file.write_all(record).map_err(failed("write", &temporary));
+        let written = written.and_then(|()| file.sync_all().map_err(failed("make durable", &temporary)));
+        let replaced = written.and_then(|()| {
+            self.refuse_to_replace_what_is_no_file()?;
+            fs::rename(&temporary, &self.path).map_err(failed("replace", &self.path))
+        });
+        if let Err(error) = replaced {
+            // What went wrong is told; litter that stays is swept by the next save.
+            let _ = fs::remove_file(&temporary);
+            return Err(error.into());
+        }
+        private_file::sync_directory(&self.directory)?;
+        Ok(Watch::new(file, record, self.has_reliable_identity).map_err(failed("examine", &self.path))?)
+    }
+
+    /// A rename would put the record in the place of a planted link or pipe: better to say so.
+    fn refuse_to_replace_what_is_no_file(&self) -> Result<(), private_file::FileError> {
+        private_file::open(&self.path).map(drop)
+    }
+
+    /// Renames the file to a name that no cache uses, and gives that name; `None` if there is none.
+    pub(crate) fn set_aside(&self, _lock: &StoreLock) -> Result<Option<PathBuf>, StoreError> {
+        if fs::symlink_metadata(&self.path).is_err() {
+            return Ok(None);
+        }
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let aside = self.directory.join(format!("{}.sealed.aside-{seconds}-{}", self.name, random_hex()?));
+        fs::rename(&self.path, &aside).map_err(failed("set aside", &self.path))?;
+        private_file::sync_directory(&self.directory)?;
+        Ok(Some(aside))
+    }
+
+    /// Puts back what was set aside.
+    pub(crate) fn put_back(&self, _lock: &StoreLock, aside: &Path) -> Result<(), StoreError> {
+        fs::rename(aside, &self.path).map_err(failed("put back", aside))?;
+        Ok(private_file::sync_directory(&self.directory)?)
+    }
+
+    /// Removes what a process that was killed in the middle of a save left behind. Under the lock no
+    /// other save is under way.
+    fn sweep(&self) {
+        let prefix = format!(".{}.", self.name);
+        let Ok(entries) = fs::read_dir(&self.directory) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let random = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".tmp"));
+            if random
+                .is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))
+            {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// 16 random hexadecimal digits.
+fn random_hex() -> Result<String, StoreError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|source| SealError::NoRandomness { source })?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}

@@ -31,8 +31,10 @@ impl TokenCache {
             let is_wanted = self.is_wanted(&fields, query);
             is_wanted.then(|| ((is_exact_environment(&fields, query), expires_on), fields))
         });
-        let (_, fields) = found.reduce(|best, next| if next.0 > best.0 { next } else { best })?;
-        AccessToken::read(&fields)
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(|(rank, _)| Reverse(*rank));
+        // The best one whose secret can be read.
+        found.into_iter().find_map(|(_, fields)| AccessToken::read(&fields))
     }
 
     fn is_wanted(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {

@@ -97,6 +97,21 @@ pub enum KeyStoreError {
 }
 
 impl KeyStoreError {
+    /// For a [`KeyStore`](crate::KeyStore) of your own: it cannot be reached. Say which store it is,
+    /// what to do about it and what happened, and no part of an entry.
+    pub fn unavailable(
+        store: impl Into<String>,
+        advice: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Unavailable { store: store.into(), advice: advice.into(), source: source.into() }
+    }
+
+    /// For a [`KeyStore`](crate::KeyStore) of your own: it is locked, or a prompt was dismissed.
+    pub fn locked(store: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Locked { store: store.into(), source: source.into() }
+    }
+
     /// Whether the store could not be asked: it is absent, locked or does not answer. Trying again
     /// later may help.
     pub fn is_unavailable(&self) -> bool {

@@ -1,0 +1,96 @@
+//! What several tests need.
+#![allow(dead_code)] // No test needs all of it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokenseal::{
+    AccessTokenQuery, Account, KeyStore, MemoryKeyStore, PersistedTokenCache, PersistedTokenCacheBuilder,
+    TokenResponse,
+};
+
+pub(crate) const CLIENT: &str = "app";
+pub(crate) const ENVIRONMENT: &str = "idp.example";
+
+/// A directory for one test, with a key store in memory.
+pub(crate) struct Bench {
+    pub(crate) base: tempfile::TempDir,
+    pub(crate) keys: MemoryKeyStore,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        Self { base: tempfile::tempdir().unwrap(), keys: MemoryKeyStore::new() }
+    }
+
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.base.path().join("tokens")
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.directory().join("default.sealed")
+    }
+
+    pub(crate) fn builder(&self) -> PersistedTokenCacheBuilder {
+        self.builder_with(Arc::new(self.keys.clone()))
+    }
+
+    pub(crate) fn builder_with(&self, keys: Arc<dyn KeyStore>) -> PersistedTokenCacheBuilder {
+        PersistedTokenCache::builder("contoso-cli").directory(self.directory()).key_store(keys)
+    }
+
+    pub(crate) fn open(&self) -> PersistedTokenCache {
+        self.builder().open().unwrap()
+    }
+
+    /// The names of all files in the directory of the cache.
+    pub(crate) fn files(&self) -> Vec<String> {
+        files(&self.directory())
+    }
+}
+
+pub(crate) fn files(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A response with an access token and a refresh token of this user for this scope.
+pub(crate) fn response(user: &str, scope: &str) -> TokenResponse {
+    let json = format!(
+        r#"{{"access_token":"at-{user}-{scope}","refresh_token":"rt-{user}-{scope}","expires_in":3600}}"#
+    );
+    TokenResponse::from_json(json)
+        .unwrap()
+        .client_id(CLIENT)
+        .environment(ENVIRONMENT)
+        .realm("tenant")
+        .home_account_id(user)
+        .requested_scopes([scope])
+}
+
+pub(crate) fn account(user: &str) -> Account {
+    Account::new(user, ENVIRONMENT)
+}
+
+pub(crate) fn wanted(user: &str, scope: &str) -> AccessTokenQuery {
+    AccessTokenQuery::new(CLIENT).account(&account(user)).scopes([scope])
+}
+
+/// Whether the cache has the token of this user for this scope.
+pub(crate) fn has(cache: &PersistedTokenCache, user: &str, scope: &str) -> bool {
+    let found = cache.find_access_token(&wanted(user, scope)).unwrap();
+    found.is_some_and(|token| token.secret().expose() == format!("at-{user}-{scope}"))
+}
+
+/// The id of the key that a sealed file names.
+pub(crate) fn key_id(file: &Path) -> Vec<u8> {
+    std::fs::read(file).unwrap()[8..24].to_vec()
+}
+
+/// The generation of a sealed file.
+pub(crate) fn generation(file: &Path) -> u64 {
+    u64::from_be_bytes(std::fs::read(file).unwrap()[24..32].try_into().unwrap())
+}

@@ -1,0 +1,623 @@
+//! The persisted cache within one process: what it promises about reading, changing and losing files.
+#![cfg(feature = "file")]
+
+mod common;
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Bench, account, generation, has, key_id, response, wanted};
+use tokenseal::{CacheError, Error, KeyFileStore, MemoryKeyStore, PersistedTokenCache, TokenCache};
+
+#[test]
+fn tokens_outlive_the_handle() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    assert!(cache.accounts().unwrap().is_empty());
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    assert!(has(&cache, "alice", "read"));
+    drop(cache);
+    let again = bench.open();
+    assert!(has(&again, "alice", "read"));
+    assert!(!has(&again, "alice", "write") && !has(&again, "bob", "read"));
+    assert_eq!(bench.keys.len(), 1);
+    assert_eq!(bench.files(), ["default.lock", "default.sealed"]);
+}
+
+#[test]
+fn nothing_readable_is_in_any_file() {
+    let bench = Bench::new();
+    let keys = bench.base.path().join("keys");
+    let cache = bench.builder_with(Arc::new(KeyFileStore::new(&keys))).open().unwrap();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let _ = cache.remove_account(&account("bob")).unwrap();
+    let _ = cache.add(&response("bob", "read")).unwrap();
+    let _ = cache.remove_account(&account("bob")).unwrap();
+    for directory in [bench.directory(), keys] {
+        for name in common::files(&directory) {
+            let bytes = fs::read(directory.join(&name)).unwrap();
+            for planted in ["alice", "bob", "at-", "rt-", "AccessToken", ":\"", "idp.example"] {
+                let found = bytes.windows(planted.len()).any(|window| window == planted.as_bytes());
+                assert!(!found, "{planted} in {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn another_handle_sees_a_change_at_its_next_call() {
+    let bench = Bench::new();
+    let (one, other) = (bench.open(), bench.open());
+    for round in 0..50 {
+        let scope = format!("s{round}");
+        let _ = one.add(&response("alice", &scope)).unwrap();
+        assert!(has(&other, "alice", &scope), "round {round}");
+    }
+    let _ = other.remove_account(&account("alice")).unwrap();
+    assert!(one.accounts().unwrap().is_empty());
+    let _ = one.add(&response("bob", "read")).unwrap();
+    assert_eq!(other.accounts().unwrap().len(), 1, "and alice has not come back");
+}
+
+#[test]
+fn an_update_returns_the_value_of_its_function() {
+    let cache = Bench::new();
+    let cache = cache.open();
+    let updated = cache.update(|tokens| {
+        let _ = tokens.add(&response("alice", "read"))?;
+        Ok::<_, CacheError>(tokens.accounts().len())
+    });
+    assert_eq!(updated.unwrap().into_value(), 1);
+}
+
+#[test]
+fn an_update_that_fails_or_panics_writes_nothing_and_poisons_nothing() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let before = fs::read(bench.file()).unwrap();
+
+    let failed = cache.update(|tokens| {
+        let _ = tokens.clear();
+        Err::<(), _>(Error::aborted("changed my mind"))
+    });
+    assert!(matches!(&failed, Err(Error::Aborted(cause)) if cause.to_string() == "changed my mind"));
+
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = cache.update(|tokens| -> Result<(), Error> {
+            let _ = tokens.clear();
+            panic!("in the middle of a change");
+        });
+    }));
+    assert!(panicked.is_err());
+
+    assert_eq!(fs::read(bench.file()).unwrap(), before);
+    assert!(has(&cache, "alice", "read"), "the state in memory is as before");
+    let _ = cache.add(&response("bob", "read")).unwrap();
+    assert!(has(&cache, "alice", "read") && has(&cache, "bob", "read"));
+}
+
+#[test]
+fn an_update_without_a_change_writes_nothing() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let before = generation(&bench.file());
+    let _ = cache.update(|tokens| Ok::<_, Error>(tokens.remove_app_tokens("nobody"))).unwrap();
+    assert_eq!(generation(&bench.file()), before);
+}
+
+#[test]
+fn a_nested_update_is_an_error_and_reading_inside_one_is_not() {
+    let bench = Bench::new();
+    let (cache, other_handle) = (bench.open(), bench.open());
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let outer = cache.update(|tokens| {
+        let _ = tokens.add(&response("alice", "write"))?;
+        assert!(has(&cache, "alice", "read") && !has(&cache, "alice", "write"), "the state before");
+        for handle in [&cache, &other_handle] {
+            let nested = handle.add(&response("bob", "read"));
+            assert!(nested.unwrap_err().is_nested_update());
+        }
+        Ok::<_, Error>(())
+    });
+    let _ = outer.unwrap();
+    assert!(has(&cache, "alice", "write") && !has(&cache, "bob", "read"));
+}
+
+#[test]
+fn threads_lose_nothing() {
+    let bench = Bench::new();
+    let shared = bench.open();
+    let errors = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let own = if thread % 2 == 0 { shared.clone() } else { bench.open() };
+            let errors = &errors;
+            scope.spawn(move || {
+                for round in 0..25 {
+                    let scope = format!("{thread}-{round}");
+                    let ok = own.add(&response("alice", &scope)).is_ok() && has(&own, "alice", &scope);
+                    errors.fetch_add(usize::from(!ok), Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    assert_eq!(errors.load(Ordering::SeqCst), 0);
+    let tokens = bench.open().read(|tokens| tokens.access_tokens().count()).unwrap();
+    assert_eq!(tokens, 8 * 25);
+}
+
+#[test]
+fn a_file_for_another_application_or_cache_does_not_open() {
+    let bench = Bench::new();
+    drop(bench.open());
+    let keys = Arc::new(bench.keys.clone());
+    fs::copy(bench.file(), bench.directory().join("other.sealed")).unwrap();
+    let other_cache = bench.builder().cache("other").open();
+    assert!(other_cache.unwrap_err().is_key_lost(), "its key is another cache's");
+    let other_application =
+        PersistedTokenCache::builder("fabrikam").directory(bench.directory()).key_store(keys).open();
+    assert!(other_application.unwrap_err().is_key_lost());
+}
+
+/// A store that gives every cache the same keys, so that only the context tells files apart.
+#[derive(Debug)]
+struct OneForAll(MemoryKeyStore, std::sync::Mutex<Option<tokenseal::KeyName>>);
+
+impl tokenseal::KeyStore for OneForAll {
+    fn description(&self) -> String {
+        "one for all".into()
+    }
+    fn create(
+        &self,
+        name: &tokenseal::KeyName,
+        text: &tokenseal::Secret,
+    ) -> Result<(), tokenseal::KeyStoreError> {
+        *self.1.lock().unwrap() = Some(name.clone());
+        self.0.create(name, text)
+    }
+    fn read(&self, _: &tokenseal::KeyName) -> Result<Option<tokenseal::Secret>, tokenseal::KeyStoreError> {
+        self.0.read(self.1.lock().unwrap().as_ref().unwrap())
+    }
+    fn delete(&self, name: &tokenseal::KeyName) -> Result<(), tokenseal::KeyStoreError> {
+        self.0.delete(name)
+    }
+}
+
+#[test]
+fn even_with_the_same_key_a_swapped_file_does_not_open() {
+    let bench = Bench::new();
+    let keys = Arc::new(OneForAll(MemoryKeyStore::new(), std::sync::Mutex::default()));
+    drop(bench.builder_with(keys.clone()).open().unwrap());
+    fs::copy(bench.file(), bench.directory().join("other.sealed")).unwrap();
+    let swapped = bench.builder_with(keys.clone()).cache("other").open().unwrap_err();
+    assert!(swapped.is_tampered(), "{swapped}");
+    let other = PersistedTokenCache::builder("fabrikam").directory(bench.directory()).key_store(keys).open();
+    assert!(other.unwrap_err().is_tampered());
+}
+
+/// Every way to damage the file is an error of its kind, and the bytes stay as they are.
+#[test]
+fn what_cannot_be_read_is_never_overwritten() {
+    let bench = Bench::new();
+    let _ = bench.open().add(&response("alice", "read")).unwrap();
+    let good = fs::read(bench.file()).unwrap();
+    let altered = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    for (what, bytes) in [
+        ("a flipped bit", altered(100)),
+        ("a flipped nonce", altered(40)),
+        ("another key id", altered(10)),
+        ("a later version", altered(3)),
+        ("a truncated file", good[..200].to_vec()),
+        ("an empty file", Vec::new()),
+        ("plaintext", br#"{"AccessToken":{}}"#.to_vec()),
+    ] {
+        fs::write(bench.file(), &bytes).unwrap();
+        let opened = bench.builder().open();
+        let error = opened.unwrap_err();
+        match what {
+            "a flipped nonce" | "another key id" => assert!(error.is_key_lost(), "{what}: {error}"),
+            "a later version" => assert!(!error.is_tampered() && !error.is_key_lost(), "{error}"),
+            _ => assert!(error.is_tampered(), "{what}: {error}"),
+        }
+        assert!(error.to_string().contains("default") || error.is_key_lost(), "{error}");
+        assert_eq!(fs::read(bench.file()).unwrap(), bytes, "{what} stays");
+        assert_eq!(bench.keys.len(), 1, "no key is made over {what}");
+    }
+    fs::write(bench.file(), &good).unwrap();
+    assert!(has(&bench.open(), "alice", "read"));
+}
+
+#[test]
+fn damage_under_an_open_handle_is_an_error_and_stays() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let mut bytes = fs::read(bench.file()).unwrap();
+    bytes[100] ^= 1;
+    replace(&bench, &bytes);
+    assert!(cache.find_access_token(&wanted("alice", "read")).unwrap_err().is_tampered());
+    assert!(cache.add(&response("bob", "read")).unwrap_err().is_tampered());
+    assert_eq!(fs::read(bench.file()).unwrap(), bytes);
+}
+
+/// Puts other bytes in the place of the file, as a restore would.
+fn replace(bench: &Bench, bytes: &[u8]) {
+    use std::io::Write as _;
+    let mut file = tempfile::NamedTempFile::new_in(bench.directory()).unwrap();
+    file.write_all(bytes).unwrap();
+    file.persist(bench.file()).unwrap();
+}
+
+#[test]
+fn an_older_copy_put_back_is_noticed_and_nothing_is_written() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "one")).unwrap();
+    let old = fs::read(bench.file()).unwrap();
+    let _ = cache.add(&response("alice", "two")).unwrap();
+    replace(&bench, &old);
+    assert!(cache.accounts().unwrap_err().is_rolled_back());
+    assert!(cache.add(&response("alice", "three")).unwrap_err().is_rolled_back());
+    assert!(
+        bench.builder().open().unwrap_err().is_rolled_back(),
+        "another handle of this process sees it too"
+    );
+    assert_eq!(fs::read(bench.file()).unwrap(), old);
+}
+
+#[test]
+fn a_lost_key_is_told_from_tampering_and_no_other_is_made() {
+    let bench = Bench::new();
+    drop(bench.open());
+    let before = fs::read(bench.file()).unwrap();
+    let empty = MemoryKeyStore::new();
+    let error = bench.builder_with(Arc::new(empty.clone())).open().unwrap_err();
+    assert!(error.is_key_lost() && !error.is_key_unavailable() && !error.is_tampered(), "{error}");
+    assert!(empty.is_empty());
+    assert_eq!(fs::read(bench.file()).unwrap(), before);
+}
+
+#[test]
+fn reset_sets_aside_and_starts_empty() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    drop(cache);
+    let sealed = fs::read(bench.file()).unwrap();
+    let empty = MemoryKeyStore::new();
+    let (cache, aside) = bench.builder_with(Arc::new(empty.clone())).reset().unwrap();
+    let aside = aside.unwrap();
+    assert_eq!(fs::read(&aside).unwrap(), sealed, "nothing is lost");
+    assert!(cache.accounts().unwrap().is_empty());
+    let _ = cache.add(&response("bob", "read")).unwrap();
+    assert_eq!(empty.len(), 1);
+    assert_eq!(bench.keys.len(), 1, "the old key is left where it is");
+    // What was set aside can be put back with its keyring.
+    fs::rename(&aside, bench.file()).unwrap();
+    assert!(has(&bench.open(), "alice", "read"));
+}
+
+#[test]
+fn a_reset_without_a_key_store_leaves_the_file() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let before = fs::read(bench.file()).unwrap();
+    let refusing = Arc::new(Refusing::new(&bench.keys));
+    refusing.refuses(true);
+    let error = bench.builder_with(refusing).reset().unwrap_err();
+    assert!(error.is_key_unavailable(), "{error}");
+    assert_eq!(fs::read(bench.file()).unwrap(), before);
+    assert_eq!(bench.files(), ["default.lock", "default.sealed"]);
+    assert!(has(&cache, "alice", "read"));
+}
+
+#[test]
+fn a_file_that_was_removed_is_an_empty_cache_and_nobody_comes_back() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let old_key = key_id(&bench.file());
+    fs::remove_file(bench.file()).unwrap();
+    assert!(cache.accounts().unwrap().is_empty());
+    let _ = cache.add(&response("bob", "read")).unwrap();
+    assert_eq!(cache.accounts().unwrap().len(), 1);
+    assert_ne!(key_id(&bench.file()), old_key, "under a key of its own");
+    assert!(has(&bench.open(), "bob", "read"));
+}
+
+#[test]
+fn the_size_limit_holds_before_anything_is_written_or_read() {
+    let bench = Bench::new();
+    let cache = bench.builder().size_limit(4096).open().unwrap();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let before = fs::read(bench.file()).unwrap();
+    let error = cache.add(&response("alice", &"x".repeat(4096))).unwrap_err();
+    assert!(error.is_too_large(), "{error}");
+    assert_eq!(fs::read(bench.file()).unwrap(), before);
+    assert!(has(&cache, "alice", "read"));
+    let _ = cache.add(&response("alice", "more")).unwrap();
+    let error = bench.builder().size_limit(500).open().unwrap_err();
+    assert!(error.is_too_large(), "{error}");
+    // A sparse gigabyte is refused without being read.
+    let file = fs::OpenOptions::new().write(true).open(bench.file()).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let started = std::time::Instant::now();
+    assert!(bench.builder().open().unwrap_err().is_too_large());
+    assert!(started.elapsed() < Duration::from_secs(1));
+}
+
+/// Refuses, or fails at a certain call, when told to.
+#[derive(Debug)]
+struct Refusing {
+    inner: MemoryKeyStore,
+    fails: std::sync::Mutex<Vec<&'static str>>,
+    log: std::sync::Mutex<Vec<&'static str>>,
+}
+
+impl Refusing {
+    fn new(inner: &MemoryKeyStore) -> Self {
+        Self { inner: inner.clone(), fails: std::sync::Mutex::default(), log: std::sync::Mutex::default() }
+    }
+
+    fn refuses(&self, all: bool) {
+        *self.fails.lock().unwrap() =
+            if all { vec!["prepare", "create", "read", "delete"] } else { Vec::new() };
+    }
+
+    fn fails_at(&self, calls: &[&'static str]) {
+        *self.fails.lock().unwrap() = calls.to_vec();
+    }
+
+    fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
+    fn behave(&self, call: &'static str) -> Result<(), tokenseal::KeyStoreError> {
+        self.log.lock().unwrap().push(call);
+        if !self.fails.lock().unwrap().contains(&call) {
+            return Ok(());
+        }
+        Err(tokenseal::KeyStoreError::unavailable("the test's store", "let it be", "it refuses"))
+    }
+}
+
+impl tokenseal::KeyStore for Refusing {
+    fn description(&self) -> String {
+        "the test's store".into()
+    }
+    fn prepare(&self) -> Result<(), tokenseal::KeyStoreError> {
+        self.behave("prepare")
+    }
+    fn create(
+        &self,
+        name: &tokenseal::KeyName,
+        text: &tokenseal::Secret,
+    ) -> Result<(), tokenseal::KeyStoreError> {
+        self.behave("create")?;
+        self.inner.create(name, text)
+    }
+    fn read(&self, name: &tokenseal::KeyName) -> Result<Option<tokenseal::Secret>, tokenseal::KeyStoreError> {
+        self.behave("read")?;
+        self.inner.read(name)
+    }
+    fn delete(&self, name: &tokenseal::KeyName) -> Result<(), tokenseal::KeyStoreError> {
+        self.behave("delete")?;
+        self.inner.delete(name)
+    }
+}
+
+#[test]
+fn an_absent_key_store_is_an_error_and_nothing_is_written() {
+    let bench = Bench::new();
+    let keys = Arc::new(Refusing::new(&bench.keys));
+    keys.refuses(true);
+    let error = bench.builder_with(keys.clone()).open().unwrap_err();
+    assert!(error.is_key_unavailable(), "{error}");
+    assert_eq!(keys.calls(), ["prepare"], "asked before the lock is taken");
+    assert!(bench.files().is_empty(), "{:?}", bench.files());
+    keys.refuses(false);
+    drop(bench.builder_with(keys.clone()).open().unwrap());
+    assert_eq!(keys.calls(), ["prepare", "create", "read"]);
+    drop(bench.builder_with(keys.clone()).open().unwrap());
+    assert_eq!(keys.calls(), ["read"], "an existing file needs no more than its key");
+}
+
+#[test]
+fn the_key_is_read_once_and_kept() {
+    let bench = Bench::new();
+    drop(bench.open());
+    let keys = Arc::new(Refusing::new(&bench.keys));
+    let cache = bench.builder_with(keys.clone()).open().unwrap();
+    assert_eq!(keys.calls(), ["read"]);
+    for round in 0..5 {
+        let _ = cache.add(&response("alice", &round.to_string())).unwrap();
+        let _ = bench.open().add(&response("bob", &round.to_string())).unwrap();
+        assert!(has(&cache, "bob", &round.to_string()));
+    }
+    assert!(keys.calls().is_empty());
+}
+
+#[test]
+fn a_sign_out_rotates_the_key_and_old_copies_stay_shut() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let _ = cache.add(&response("bob", "read")).unwrap();
+    let (old, old_key) = (fs::read(bench.file()).unwrap(), key_id(&bench.file()));
+    let updated = cache.remove_account(&account("alice")).unwrap();
+    assert!(matches!(updated.rotation(), tokenseal::Rotation::Done));
+    assert_eq!(updated.value().access_tokens(), 1);
+    assert_ne!(key_id(&bench.file()), old_key);
+    assert_eq!(bench.keys.len(), 1, "the old key is gone");
+    assert!(has(&cache, "bob", "read") && !has(&cache, "alice", "read"));
+    // The next change forgets the old key; nothing more is rotated.
+    let rotated = key_id(&bench.file());
+    let _ = cache.add(&response("bob", "write")).unwrap();
+    assert_eq!(key_id(&bench.file()), rotated);
+    replace(&bench, &old);
+    assert!(bench.builder().open().unwrap_err().is_key_lost(), "an old copy cannot be opened");
+}
+
+#[test]
+fn other_handles_follow_a_rotation() {
+    let bench = Bench::new();
+    let (one, other) = (bench.open(), bench.open());
+    for round in 0..20 {
+        let _ = one.add(&response("alice", "read")).unwrap();
+        let _ = other.add(&response("bob", &round.to_string())).unwrap();
+        let signed_out = one.remove_account(&account("alice")).unwrap();
+        assert!(!signed_out.is_rotation_pending());
+        assert!(!has(&other, "alice", "read") && has(&other, "bob", &round.to_string()));
+    }
+    assert_eq!(bench.keys.len(), 1);
+}
+
+#[test]
+fn replacing_all_tokens_counts_as_a_sign_out() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let mut key = key_id(&bench.file());
+    let mut rotated = |change: &dyn Fn(&mut TokenCache)| {
+        let _ = cache
+            .update(|tokens| {
+                change(tokens);
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+        let new = key_id(&bench.file());
+        let rotated = new != key;
+        key = new;
+        rotated
+    };
+    assert!(rotated(&|tokens| *tokens = TokenCache::new()));
+    assert!(!rotated(&|tokens| tokens.deserialize(r#"{"Account":{"k":{}}}"#).unwrap()), "nothing was there");
+    assert!(rotated(&|tokens| tokens.deserialize("{}").unwrap()));
+    assert!(
+        !rotated(&|tokens| {
+            let _ = tokens.clear();
+        }),
+        "nothing is there"
+    );
+    assert_eq!(bench.keys.len(), 1);
+}
+
+#[test]
+fn a_key_store_that_refuses_leaves_the_rotation_pending_and_the_next_update_makes_up_for_it() {
+    for refused in [&["create"][..], &["read"], &["delete"], &["create", "read", "delete"]] {
+        let bench = Bench::new();
+        let keys = Arc::new(Refusing::new(&bench.keys));
+        let cache = bench.builder_with(keys.clone()).open().unwrap();
+        let _ = cache.add(&response("alice", "read")).unwrap();
+        let _ = cache.add(&response("bob", "read")).unwrap();
+        let (old, old_key) = (fs::read(bench.file()).unwrap(), key_id(&bench.file()));
+
+        keys.fails_at(refused);
+        let updated = cache.remove_account(&account("alice")).unwrap();
+        assert!(updated.is_rotation_pending(), "{refused:?}");
+        assert!(
+            !has(&cache, "alice", "read") && has(&cache, "bob", "read"),
+            "the sign-out happened all the same"
+        );
+        assert!(!has(&bench.open(), "alice", "read"), "and is durable");
+        // Still pending while the store refuses.
+        let again = cache.update(|tokens| tokens.add(&response("bob", "more"))).unwrap();
+        assert!(again.is_rotation_pending(), "{refused:?}");
+
+        keys.fails_at(&[]);
+        // Whoever changes the cache next makes up for it: here another handle.
+        let made_up = bench.open().update(|tokens| tokens.add(&response("bob", "third"))).unwrap();
+        assert!(!made_up.is_rotation_pending(), "{refused:?}");
+        assert_ne!(key_id(&bench.file()), old_key, "{refused:?}");
+        assert!(has(&cache, "bob", "third") && has(&cache, "bob", "more") && !has(&cache, "alice", "read"));
+        replace(&bench, &old);
+        assert!(bench.builder().open().is_err(), "{refused:?}: the old copy is shut");
+        assert_eq!(bench.keys.len(), 1, "{refused:?}: no key is left over");
+    }
+}
+
+#[test]
+fn two_caches_and_one_name_in_two_directories_never_touch_each_others_keys() {
+    let bench = Bench::new();
+    let keys: Arc<MemoryKeyStore> = Arc::new(bench.keys.clone());
+    let builders = [
+        bench.builder(),
+        bench.builder().cache("second"),
+        bench.builder().directory(bench.base.path().join("elsewhere")),
+        PersistedTokenCache::builder("fabrikam").directory(bench.base.path().join("third")).key_store(keys),
+    ];
+    let caches: Vec<_> = builders.iter().map(|builder| builder.clone().open().unwrap()).collect();
+    for round in 0..40 {
+        let cache = &caches[round * 7 % caches.len()];
+        let _ = cache.add(&response("stays", &round.to_string())).unwrap();
+        let _ = cache.add(&response("goes", "x")).unwrap();
+        let _ = cache.remove_account(&account("goes")).unwrap();
+        assert_eq!(bench.keys.len(), caches.len());
+    }
+    for (builder, cache) in builders.iter().zip(&caches) {
+        let reopened = builder.clone().open().unwrap();
+        assert_eq!(reopened.accounts().unwrap(), cache.accounts().unwrap());
+        assert!(!reopened.accounts().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn litter_of_a_killed_save_is_swept_and_nothing_else_is() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    for name in [
+        ".default.0123456789abcdef.tmp",
+        ".default.short.tmp",
+        ".other.0123456789abcdef.tmp",
+        "default.sealed.aside-1-a",
+    ] {
+        fs::write(bench.directory().join(name), b"x").unwrap();
+    }
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    assert_eq!(
+        bench.files(),
+        [
+            ".default.short.tmp",
+            ".other.0123456789abcdef.tmp",
+            "default.lock",
+            "default.sealed",
+            "default.sealed.aside-1-a"
+        ]
+    );
+}
+
+#[test]
+fn names_that_leave_the_directory_are_refused() {
+    for name in ["", "..", "a/b", "con", "a\\b"] {
+        let bench = Bench::new();
+        assert!(matches!(bench.builder().cache(name).open(), Err(Error::InvalidName { .. })), "{name}");
+    }
+}
+
+#[test]
+fn a_relative_or_linked_path_is_the_same_cache() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    #[cfg(unix)]
+    {
+        let link = bench.base.path().join("link");
+        std::os::unix::fs::symlink(bench.directory(), &link).unwrap();
+        let through_link = bench.builder().directory(&link).open().unwrap();
+        assert_eq!(through_link.path(), cache.path());
+        let nested = cache.update(|_| {
+            assert!(through_link.add(&response("a", "b")).unwrap_err().is_nested_update());
+            Ok::<_, Error>(())
+        });
+        let _ = nested.unwrap();
+    }
+    let dotted = bench.builder().directory(bench.directory().join("..").join("tokens")).open().unwrap();
+    assert_eq!(dotted.path(), cache.path());
+}

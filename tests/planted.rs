@@ -1,0 +1,257 @@
+//! Things planted where the cache, its lock or its key should be: refused at once, victims untouched.
+#![cfg(all(unix, feature = "file"))]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Bench, response};
+use tokenseal::{Error, FileError, KeyFileStore, KeyStoreError, StoreError};
+
+fn file_error(error: Error) -> FileError {
+    match error {
+        Error::Store(StoreError::File(error)) | Error::KeyStore(KeyStoreError::File(error)) => error,
+        other => panic!("expected a file error: {other:?}"),
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+/// Runs `attempt`, which must fail within a second.
+fn fails_at_once<T>(attempt: impl FnOnce() -> Result<T, Error>) -> Error {
+    let started = Instant::now();
+    let Err(error) = attempt() else { panic!("it was accepted") };
+    assert!(started.elapsed() < Duration::from_secs(1), "{error} came late");
+    error
+}
+
+#[test]
+fn links_pipes_and_directories_are_refused_everywhere() {
+    for name in ["default.sealed", "default.lock"] {
+        for what in ["link to a file", "link to nothing", "pipe", "directory", "device"] {
+            let bench = Bench::new();
+            let cache = bench.open();
+            let _ = cache.add(&response("alice", "read")).unwrap();
+            let victim = bench.base.path().join("victim");
+            fs::write(&victim, b"precious").unwrap();
+            fs::set_permissions(&victim, Permissions::from_mode(0o600)).unwrap();
+            let planted = bench.directory().join(name);
+            fs::remove_file(&planted).unwrap();
+            match what {
+                "link to a file" => symlink(&victim, &planted).unwrap(),
+                "link to nothing" => symlink(bench.base.path().join("nothing"), &planted).unwrap(),
+                "directory" => fs::create_dir(&planted).unwrap(),
+                "pipe" => assert!(Command::new("mkfifo").arg(&planted).status().unwrap().success()),
+                _ => {
+                    let made = Command::new("mknod").arg(&planted).args(["c", "1", "5"]).status().unwrap();
+                    if !made.success() {
+                        continue; // Only root makes devices; CI does.
+                    }
+                }
+            }
+            let error = fails_at_once(|| cache.add(&response("bob", "read")));
+            assert!(matches!(file_error(error), FileError::WrongType { .. }), "{what} at {name}");
+            if name == "default.sealed" {
+                assert!(matches!(
+                    file_error(fails_at_once(|| cache.accounts())),
+                    FileError::WrongType { .. }
+                ));
+                let error = fails_at_once(|| bench.builder().open());
+                assert!(matches!(file_error(error), FileError::WrongType { .. }));
+            }
+            assert_eq!(fs::read(&victim).unwrap(), b"precious");
+            assert!(!bench.base.path().join("nothing").exists());
+            assert_eq!(bench.files().len(), 2, "no litter: {:?}", bench.files());
+        }
+    }
+}
+
+#[test]
+fn a_hard_link_to_something_else_is_no_envelope_and_stays_untouched() {
+    let bench = Bench::new();
+    drop(bench.open());
+    let victim = bench.base.path().join("victim");
+    fs::write(&victim, b"precious").unwrap();
+    fs::set_permissions(&victim, Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(bench.file()).unwrap();
+    fs::hard_link(&victim, bench.file()).unwrap();
+    assert!(fails_at_once(|| bench.builder().open()).is_tampered());
+    assert_eq!(fs::read(&victim).unwrap(), b"precious");
+}
+
+#[test]
+fn loose_permissions_are_refused_and_said_how_to_mend() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    for loose in [0o644, 0o660, 0o602, 0o604] {
+        fs::set_permissions(bench.file(), Permissions::from_mode(loose)).unwrap();
+        let error = fails_at_once(|| bench.builder().open());
+        assert!(error.to_string().contains("chmod 600"), "{error}");
+        assert!(matches!(file_error(error), FileError::LoosePermissions { mode, .. } if mode == loose));
+        assert!(cache.add(&response("alice", "read")).is_err());
+    }
+    fs::set_permissions(bench.file(), Permissions::from_mode(0o600)).unwrap();
+    for loose in [0o770, 0o702, 0o777, 0o1777] {
+        fs::set_permissions(bench.directory(), Permissions::from_mode(loose)).unwrap();
+        let error = fails_at_once(|| bench.builder().open());
+        assert!(matches!(file_error(error), FileError::LoosePermissions { .. }), "{loose:o}");
+    }
+    fs::set_permissions(bench.directory(), Permissions::from_mode(0o755)).unwrap();
+    let _ = bench.open().add(&response("alice", "read")).unwrap();
+}
+
+#[test]
+fn modes_are_strict_whatever_the_umask() {
+    for umask in ["000", "022", "077", "777"] {
+        let bench = Bench::new();
+        let status = Command::new("sh")
+            .arg("-c")
+            .arg(format!("umask {umask}; exec \"$0\" --exact as_a_child_process --nocapture"))
+            .arg(std::env::current_exe().unwrap())
+            .env("TOKENSEAL_CHILD_BASE", bench.base.path())
+            .status()
+            .unwrap();
+        assert!(status.success(), "umask {umask}");
+        for directory in ["state/tokens", "state", "keys"] {
+            assert_eq!(mode(&bench.base.path().join(directory)), 0o700, "{directory} under umask {umask}");
+        }
+        for directory in ["state/tokens", "keys"] {
+            for name in common::files(&bench.base.path().join(directory)) {
+                let path = bench.base.path().join(directory).join(&name);
+                assert_eq!(mode(&path), 0o600, "{name} under umask {umask}");
+            }
+        }
+    }
+}
+
+/// Not a test by itself: run by the one above with another umask.
+#[test]
+fn as_a_child_process() {
+    let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE") else { return };
+    let base = Path::new(&base);
+    let cache = tokenseal::PersistedTokenCache::builder("contoso-cli")
+        .directory(base.join("state").join("tokens"))
+        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
+        .open()
+        .unwrap();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+}
+
+#[test]
+fn what_belongs_to_somebody_else_is_refused() {
+    if !rustix_is_root() {
+        return; // Only root can give files away; CI does.
+    }
+    let bench = Bench::new();
+    let cache = bench.open();
+    std::os::unix::fs::chown(bench.file(), Some(65534), None).unwrap();
+    let error = file_error(fails_at_once(|| bench.builder().open()));
+    assert!(matches!(error, FileError::ForeignOwner { owner: 65534, .. }));
+    assert!(cache.add(&response("alice", "read")).is_err());
+    std::os::unix::fs::chown(bench.file(), Some(0), None).unwrap();
+    std::os::unix::fs::chown(bench.directory().join("default.lock"), Some(65534), None).unwrap();
+    assert!(cache.add(&response("alice", "read")).is_err());
+    std::os::unix::fs::chown(bench.directory().join("default.lock"), Some(0), None).unwrap();
+    std::os::unix::fs::chown(bench.directory(), Some(65534), None).unwrap();
+    assert!(matches!(file_error(fails_at_once(|| bench.builder().open())), FileError::ForeignOwner { .. }));
+}
+
+fn rustix_is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+}
+
+#[test]
+fn a_directory_that_is_a_file_is_refused() {
+    let bench = Bench::new();
+    fs::write(bench.directory(), b"precious").unwrap();
+    let error = file_error(fails_at_once(|| bench.builder().open()));
+    assert!(matches!(error, FileError::WrongType { .. }), "{error}");
+    assert_eq!(fs::read(bench.directory()).unwrap(), b"precious");
+}
+
+#[test]
+fn key_files_are_as_strict() {
+    let bench = Bench::new();
+    let keys = bench.base.path().join("keys");
+    let open = || bench.builder_with(Arc::new(KeyFileStore::new(&keys))).open();
+    drop(open().unwrap());
+    let key = keys.join(&common::files(&keys)[0]);
+    fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+    assert!(matches!(file_error(fails_at_once(open)), FileError::LoosePermissions { .. }));
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    drop(open().unwrap());
+    let text = fs::read(&key).unwrap();
+    fs::write(&key, &text[..text.len() - 1]).unwrap();
+    let error = fails_at_once(open);
+    assert!(error.is_key_lost(), "{error}");
+    assert!(!error.to_string().contains(std::str::from_utf8(&text[16..40]).unwrap()));
+    fs::remove_file(&key).unwrap();
+    assert!(fails_at_once(open).is_key_lost());
+    symlink("/dev/zero", &key).unwrap();
+    assert!(matches!(file_error(fails_at_once(open)), FileError::WrongType { .. }));
+}
+
+#[test]
+fn a_read_only_directory_can_be_read_and_refuses_changes() {
+    if rustix_is_root() {
+        return; // Root may write anywhere; the full disk below covers refused writes.
+    }
+    let bench = Bench::new();
+    let _ = bench.open().add(&response("alice", "read")).unwrap();
+    fs::set_permissions(bench.directory(), Permissions::from_mode(0o500)).unwrap();
+    let cache = bench.open();
+    assert!(common::has(&cache, "alice", "read"));
+    assert!(cache.add(&response("bob", "read")).is_err());
+    fs::set_permissions(bench.directory(), Permissions::from_mode(0o700)).unwrap();
+}
+
+/// A limit on file sizes is the full disk that needs no root: the write fails half-way.
+#[test]
+fn a_write_that_fails_leaves_the_old_file_and_no_litter() {
+    let bench = Bench::new();
+    let keys = bench.base.path().join("keys");
+    let builder = || {
+        tokenseal::PersistedTokenCache::builder("contoso-cli")
+            .directory(bench.directory())
+            .key_store(Arc::new(KeyFileStore::new(&keys)))
+    };
+    let cache = builder().open().unwrap();
+    let _ = cache.add(&response("alice", "read")).unwrap();
+    let before = fs::read(bench.file()).unwrap();
+    let output = Command::new("sh")
+        .arg("-c")
+        // SIGXFSZ ignored, so that the write fails instead of the process.
+        .arg("trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact as_a_child_with_little_space --nocapture")
+        .arg(std::env::current_exe().unwrap())
+        .env("TOKENSEAL_SMALL_BASE", bench.base.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("the write failed"), "{said}");
+    assert_eq!(fs::read(bench.file()).unwrap(), before);
+    assert_eq!(bench.files(), ["default.lock", "default.sealed"]);
+    assert!(common::has(&builder().open().unwrap(), "alice", "read"));
+}
+
+/// Not a test by itself: run by the one above with a limit on file sizes.
+#[test]
+fn as_a_child_with_little_space() {
+    let Some(base) = std::env::var_os("TOKENSEAL_SMALL_BASE") else { return };
+    let base = Path::new(&base);
+    let cache = tokenseal::PersistedTokenCache::builder("contoso-cli")
+        .directory(base.join("tokens"))
+        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
+        .open()
+        .unwrap();
+    let error = cache.add(&response("alice", &"x".repeat(20_000))).unwrap_err();
+    assert!(matches!(file_error(error), FileError::Io { action: "write", .. }));
+    assert!(common::has(&cache, "alice", "read"), "the state in memory is as before");
+    println!("the write failed");
+}

@@ -1,0 +1,218 @@
+//! Many processes and one cache: nothing is lost, nothing is torn, a killed one hinders nobody.
+#![cfg(feature = "file")]
+
+mod common;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{account, has, response};
+use tokenseal::{Error, KeyFileStore, PersistedTokenCache};
+
+fn open(base: &Path) -> PersistedTokenCache {
+    PersistedTokenCache::builder("contoso-cli")
+        .directory(base.join("tokens"))
+        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
+        .open()
+        .unwrap()
+}
+
+/// Runs this very program as a child that does `task`.
+fn spawn(base: &Path, task: &str, number: usize) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "as_a_child_process", "--nocapture"])
+        .env("TOKENSEAL_CHILD_BASE", base)
+        .env("TOKENSEAL_CHILD_TASK", task)
+        .env("TOKENSEAL_CHILD_NUMBER", number.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn finish(children: Vec<Child>) {
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+/// Not a test by itself: what the children of the tests below do.
+#[test]
+fn as_a_child_process() {
+    let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE") else { return };
+    let base = Path::new(&base);
+    let number = std::env::var("TOKENSEAL_CHILD_NUMBER").unwrap();
+    match std::env::var("TOKENSEAL_CHILD_TASK").unwrap().as_str() {
+        "add 200" => {
+            let cache = open(base);
+            for round in 0..200 {
+                let _ = cache.add(&response("alice", &format!("{number}-{round}"))).unwrap();
+            }
+        }
+        "add and read with pauses" => {
+            let cache = open(base);
+            for round in 0..50 {
+                let scope = format!("{number}-{round}");
+                let _ = cache.add(&response("alice", &scope)).unwrap();
+                for _ in 0..3 {
+                    assert!(has(&cache, "alice", &scope), "{scope} was acknowledged and is not there");
+                    std::thread::sleep(Duration::from_millis(random() % 4));
+                }
+            }
+        }
+        "add until killed" => {
+            use std::io::Write as _;
+            let cache = open(base);
+            let mut out = std::io::stdout();
+            for round in 0.. {
+                let scope = format!("{number}-{round}");
+                let _ = cache.add(&response("alice", &scope)).unwrap();
+                // Only what was acknowledged is told.
+                writeln!(out, "\nadded {scope}").unwrap();
+                out.flush().unwrap();
+            }
+        }
+        "sign out until killed" => {
+            let cache = open(base);
+            loop {
+                let _ = cache.add(&response("goes", "x")).unwrap();
+                let _ = cache.remove_account(&account("goes")).unwrap();
+            }
+        }
+        "read and write while others sign out" => {
+            let cache = open(base);
+            for round in 0..60 {
+                let scope = format!("{number}-{round}");
+                let _ = cache.add(&response("alice", &scope)).unwrap();
+                assert!(has(&cache, "alice", &scope));
+            }
+        }
+        "hold the lock" => {
+            let cache = open(base);
+            let _ = cache.update(|_| {
+                println!("\nholding");
+                std::thread::sleep(Duration::from_secs(60));
+                Ok::<_, Error>(())
+            });
+        }
+        other => panic!("no task {other}"),
+    }
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).unwrap();
+    u64::from_ne_bytes(bytes)
+}
+
+fn tokens(cache: &PersistedTokenCache) -> HashSet<String> {
+    cache.read(|tokens| tokens.access_tokens().map(|token| token.scopes().join(" ")).collect()).unwrap()
+}
+
+#[test]
+fn sixteen_processes_adding_200_tokens_each_keep_all_3200() {
+    let base = tempfile::tempdir().unwrap();
+    // No cache exists yet: the first key is raced for as well.
+    finish((0..16).map(|number| spawn(base.path(), "add 200", number)).collect());
+    assert_eq!(tokens(&open(base.path())).len(), 3_200);
+    assert_eq!(common::files(&base.path().join("keys")).len(), 1, "one key was made");
+}
+
+#[test]
+fn mixed_reads_and_writes_lose_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    finish((0..8).map(|number| spawn(base.path(), "add and read with pauses", number)).collect());
+    assert_eq!(tokens(&open(base.path())).len(), 400);
+}
+
+#[test]
+fn sign_outs_of_one_process_cost_the_others_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let cache = open(base.path());
+    let others =
+        (0..6).map(|number| spawn(base.path(), "read and write while others sign out", number)).collect();
+    for _ in 0..40 {
+        let _ = cache.add(&response("goes", "x")).unwrap();
+        assert!(!cache.remove_account(&account("goes")).unwrap().is_rotation_pending());
+    }
+    finish(others);
+    assert_eq!(tokens(&cache).len(), 6 * 60);
+    let _ = cache.add(&response("alice", "last")).unwrap();
+    assert_eq!(common::files(&base.path().join("keys")).len(), 1, "no key is left over");
+}
+
+#[test]
+fn killed_writers_lose_nothing_that_was_acknowledged() {
+    use std::io::Read as _;
+    let base = tempfile::tempdir().unwrap();
+    let cache = open(base.path());
+    let mut acknowledged = HashSet::new();
+    for round in 0..20 {
+        let mut children: Vec<Child> =
+            (0..2).map(|number| spawn(base.path(), "add until killed", round * 2 + number)).collect();
+        children.push(spawn(base.path(), "sign out until killed", 1000 + round));
+        std::thread::sleep(Duration::from_millis(60 + random() % 60));
+        for child in &mut children {
+            child.kill().unwrap();
+        }
+        for mut child in children {
+            let mut said = String::new();
+            child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+            child.wait().unwrap();
+            // A line that was cut off is no acknowledgement.
+            let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+            acknowledged
+                .extend(whole.lines().filter_map(|line| line.strip_prefix("added ")).map(str::to_owned));
+        }
+        let found = tokens(&cache);
+        let lost: Vec<_> = acknowledged.difference(&found).collect();
+        assert!(lost.is_empty(), "round {round}: {lost:?}");
+    }
+    assert!(acknowledged.len() > 20, "the children did something: {}", acknowledged.len());
+    let _ = cache.update(|tokens| tokens.add(&response("alice", "last"))).unwrap();
+    assert_eq!(common::files(&base.path().join("tokens")), ["default.lock", "default.sealed"], "no litter");
+}
+
+#[test]
+fn a_killed_holder_frees_the_lock_at_once_and_a_hung_one_costs_the_deadline() {
+    use std::io::{BufRead as _, BufReader};
+    let base = tempfile::tempdir().unwrap();
+    drop(open(base.path()));
+    let mut holder = spawn(base.path(), "hold the lock", 0);
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+    while lines.next().unwrap().unwrap() != "holding" {}
+
+    let impatient = PersistedTokenCache::builder("contoso-cli")
+        .directory(base.path().join("tokens"))
+        .key_store(Arc::new(KeyFileStore::new(base.path().join("keys"))))
+        .lock_timeout(Duration::from_millis(200))
+        .open()
+        .unwrap();
+    let started = Instant::now();
+    assert!(impatient.add(&response("alice", "read")).unwrap_err().is_lock_timeout());
+    assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&started.elapsed()));
+    assert!(impatient.accounts().unwrap().is_empty(), "readers do not wait");
+
+    let patient = open(base.path());
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let _ = patient.add(&response("alice", "read")).unwrap();
+            Instant::now()
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let killed = Instant::now();
+        holder.kill().unwrap();
+        let waited = waiter.join().unwrap().saturating_duration_since(killed);
+        assert!(waited < Duration::from_secs(1), "the next one waited {waited:?}");
+    });
+    holder.wait().unwrap();
+}

@@ -1,0 +1,278 @@
+//! The platform keyring on Linux, for real: a Secret Service on a private bus, healthy and not.
+//!
+//! Each test runs this program again under `scripts/with-secret-service.sh`. Where no Secret Service
+//! is installed the tests say so and pass, unless `TOKENSEAL_REQUIRE_SECRET_SERVICE` is set.
+#![cfg(all(target_os = "linux", feature = "keyring"))]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{account, has, response};
+use tokenseal::{PersistedTokenCache, PersistedTokenCacheBuilder, probe};
+
+/// Runs `task` of [`as_a_child_process`] with a Secret Service in the given state.
+fn run(state: Option<&str>, task: &str) {
+    if let Some(missing) =
+        ["dbus-daemon", "gnome-keyring-daemon", "gdbus"].iter().find(|tool| !is_installed(tool))
+    {
+        let required = std::env::var_os("TOKENSEAL_REQUIRE_SECRET_SERVICE").is_some();
+        assert!(!required, "{missing} is not installed, and this run requires a Secret Service");
+        eprintln!("skipped: no Secret Service here ({missing} is not installed)");
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-secret-service.sh"))
+        .args(state)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "as_a_child_process", "--nocapture"])
+        .env("TOKENSEAL_CHILD_BASE", base.path())
+        .env("TOKENSEAL_CHILD_TASK", task)
+        .output()
+        .unwrap();
+    let said =
+        format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("the child is done"), "{task}:\n{said}");
+}
+
+fn is_installed(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(tool).is_file())
+}
+
+fn builder(base: &Path) -> PersistedTokenCacheBuilder {
+    PersistedTokenCache::builder("contoso-cli")
+        .directory(base.join("tokens"))
+        .key_timeout(Duration::from_secs(2))
+        .rotation_timeout(Duration::from_millis(500))
+}
+
+fn signal(name: &str) {
+    let pid = std::env::var("SECRET_SERVICE_PID").unwrap();
+    assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+}
+
+fn lock_collection() {
+    let done = Command::new("gdbus")
+        .args(["call", "--session", "--dest", "org.freedesktop.secrets"])
+        .args(["--object-path", "/org/freedesktop/secrets"])
+        .args(["--method", "org.freedesktop.Secret.Service.Lock"])
+        .arg("['/org/freedesktop/secrets/collection/login']")
+        .output()
+        .unwrap();
+    assert!(done.status.success());
+}
+
+/// Starts another service in the place of one that was killed, with the same keyring files.
+fn restart_service() -> std::process::Child {
+    let home = std::env::var("SECRET_SERVICE_HOME").unwrap();
+    let daemon = Command::new("sh")
+        .arg("-c")
+        .arg("printf test | exec gnome-keyring-daemon --foreground --components=secrets --control-directory=\"$0/control2\" --unlock")
+        .arg(&home)
+        .env("HOME", &home)
+        .env("XDG_DATA_HOME", format!("{home}/data"))
+        .env("XDG_RUNTIME_DIR", format!("{home}/run"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let owner = Command::new("gdbus")
+            .args(["call", "--session", "--dest", "org.freedesktop.secrets"])
+            .args(["--object-path", "/org/freedesktop/secrets"])
+            .args(["--method", "org.freedesktop.Secret.Service.ReadAlias", "default"])
+            .output()
+            .unwrap();
+        if String::from_utf8_lossy(&owner.stdout).contains("collection") {
+            return daemon;
+        }
+        assert!(Instant::now() < deadline, "the service did not come back");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// An entry's text for each key in the keyring, by way of another program.
+fn entries() -> Vec<String> {
+    let found = Command::new("secret-tool").args(["search", "--all", "service", "contoso-cli"]).output();
+    let text = found.map(|found| String::from_utf8_lossy(&found.stdout).into_owned()).unwrap_or_default();
+    text.lines().filter_map(|line| line.strip_prefix("secret = ").map(str::to_owned)).collect()
+}
+
+/// Not a test by itself: what the tests below do within a private bus.
+#[test]
+#[allow(clippy::too_many_lines)] // A list of small scenes.
+fn as_a_child_process() {
+    let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE") else { return };
+    let base = Path::new(&base);
+    let file = base.join("tokens/default.sealed");
+    let bounded = |attempt: &dyn Fn() -> Result<(), tokenseal::Error>| {
+        let started = Instant::now();
+        let error = attempt().unwrap_err();
+        assert!(started.elapsed() < Duration::from_secs(5), "{error} took {:?}", started.elapsed());
+        error
+    };
+    match std::env::var("TOKENSEAL_CHILD_TASK").unwrap().as_str() {
+        "everyday life" => {
+            assert!(probe().is_usable(), "{}", probe());
+            let cache = builder(base).open().unwrap();
+            let _ = cache.add(&response("alice", "read")).unwrap();
+            let _ = cache.add(&response("bob", "read")).unwrap();
+            drop(cache);
+            let cache = builder(base).open().unwrap();
+            assert!(has(&cache, "alice", "read"));
+            let before = entries();
+            assert!(before.iter().all(|entry| entry.is_ascii() && entry.starts_with("tokenseal-key-1:")));
+            let signed_out = cache.remove_account(&account("alice")).unwrap();
+            assert!(!signed_out.is_rotation_pending(), "{:?}", signed_out.rotation());
+            let after = entries();
+            if is_installed("secret-tool") {
+                assert_eq!((before.len(), after.len()), (1, 1), "one entry, and another one");
+                assert_ne!(before, after);
+            }
+            let cache = builder(base).open().unwrap();
+            assert!(has(&cache, "bob", "read") && !has(&cache, "alice", "read"));
+        }
+        "locked at first use" => {
+            assert!(!probe().is_usable());
+            assert!(probe().advice().contains("unlock"), "{}", probe());
+            let error = bounded(&|| builder(base).open().map(drop));
+            assert!(error.is_key_unavailable(), "{error:?}");
+            assert!(!file.exists(), "nothing is written");
+        }
+        "no collection" | "no service" => {
+            assert!(!probe().is_usable() && probe().advice().contains("KeyFileStore"), "{}", probe());
+            let error = bounded(&|| builder(base).open().map(drop));
+            assert!(error.is_key_unavailable(), "{error:?}");
+            assert!(!file.exists(), "nothing is written");
+        }
+        "locked later" => {
+            let cache = builder(base).open().unwrap();
+            let _ = cache.add(&response("alice", "read")).unwrap();
+            let _ = cache.add(&response("bob", "read")).unwrap();
+            lock_collection();
+            // The key was fetched at open: reading and adding go on.
+            let _ = cache.add(&response("alice", "write")).unwrap();
+            assert!(has(&cache, "alice", "write"));
+            let before = std::fs::read(&file).unwrap();
+            let error = bounded(&|| builder(base).open().map(drop));
+            assert!(error.is_key_unavailable() || error.is_key_lost(), "{error:?}");
+            assert_eq!(std::fs::read(&file).unwrap(), before, "the stored bytes are untouched");
+            let signed_out = cache.remove_account(&account("alice")).unwrap();
+            assert!(signed_out.is_rotation_pending(), "{:?}", signed_out.rotation());
+            assert!(!has(&cache, "alice", "read") && has(&cache, "bob", "read"));
+        }
+        "hung" => {
+            let cache = builder(base).open().unwrap();
+            let _ = cache.add(&response("alice", "read")).unwrap();
+            signal("-STOP");
+            assert!(!probe().is_usable());
+            let before = std::fs::read(&file).unwrap();
+            let error = bounded(&|| builder(base).open().map(drop));
+            assert!(error.is_key_unavailable(), "{error:?}");
+            assert_eq!(std::fs::read(&file).unwrap(), before);
+            let started = Instant::now();
+            let signed_out = cache.remove_account(&account("alice")).unwrap();
+            assert!(signed_out.is_rotation_pending() && started.elapsed() < Duration::from_secs(3));
+            signal("-CONT");
+            // The write that was cut off may land now. It destroys nothing, and the rotation is made up for.
+            std::thread::sleep(Duration::from_millis(300));
+            let made_up = cache.update(|tokens| tokens.add(&response("bob", "read"))).unwrap();
+            assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
+            drop(cache);
+            assert!(has(&builder(base).open().unwrap(), "bob", "read"));
+        }
+        "killed and restarted" => {
+            let cache = builder(base).open().unwrap();
+            let _ = cache.add(&response("alice", "read")).unwrap();
+            let _ = cache.add(&response("bob", "read")).unwrap();
+            signal("-KILL");
+            std::thread::sleep(Duration::from_millis(200));
+            let error = bounded(&|| builder(base).open().map(drop));
+            assert!(error.is_key_unavailable(), "{error:?}");
+            let mut service = restart_service();
+            // The same handle, whose connection the new service does not know.
+            let signed_out = cache.remove_account(&account("alice")).unwrap();
+            assert!(!signed_out.is_rotation_pending(), "{:?}", signed_out.rotation());
+            assert!(has(&builder(base).open().unwrap(), "bob", "read"));
+            service.kill().unwrap();
+            service.wait().unwrap();
+        }
+        "emptied" => {
+            let cache = builder(base).open().unwrap();
+            let _ = cache.add(&response("alice", "read")).unwrap();
+            drop(cache);
+            let cleared = Command::new("secret-tool").args(["clear", "service", "contoso-cli"]).status();
+            if !cleared.is_ok_and(|status| status.success()) {
+                println!("the child is done");
+                return; // libsecret's tool is not installed; CI installs it.
+            }
+            let before = std::fs::read(&file).unwrap();
+            let error = bounded(&|| builder(base).open().map(drop));
+            assert!(error.is_key_lost(), "{error:?}");
+            assert_eq!(std::fs::read(&file).unwrap(), before);
+            assert!(entries().is_empty(), "no other key is made");
+            let (cache, aside) = builder(base).reset().unwrap();
+            assert!(aside.is_some() && cache.accounts().unwrap().is_empty());
+        }
+        other => panic!("no task {other}"),
+    }
+    println!("the child is done");
+}
+
+#[test]
+fn everyday_life() {
+    run(None, "everyday life");
+}
+
+#[test]
+fn locked_at_first_use() {
+    run(Some("--locked"), "locked at first use");
+}
+
+#[test]
+fn locked_later() {
+    run(None, "locked later");
+}
+
+#[test]
+fn without_a_collection() {
+    run(Some("--no-collection"), "no collection");
+}
+
+#[test]
+fn without_a_service() {
+    run(Some("--no-service"), "no service");
+}
+
+#[test]
+fn a_hung_service() {
+    run(None, "hung");
+}
+
+#[test]
+fn a_service_that_was_killed_and_restarted() {
+    run(None, "killed and restarted");
+}
+
+#[test]
+fn an_emptied_keyring() {
+    run(None, "emptied");
+}
+
+#[test]
+fn without_a_bus() {
+    let base = tempfile::tempdir().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "as_a_child_process", "--nocapture"])
+        .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+        .env("TOKENSEAL_CHILD_BASE", base.path())
+        .env("TOKENSEAL_CHILD_TASK", "no service")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("the child is done"), "{said}");
+}

@@ -62,7 +62,7 @@ fn check_dialect(json: &str, environment: &str, now: u64, access: &str, refresh:
             .sent_refresh_token(refresh)
             .grant_type("refresh_token")
             .received_at(at(now));
-    let _ = cache.add(&response).unwrap();
+    cache.add(&response).unwrap();
     assert_eq!(cache.access_tokens().count(), rows, "no second row for the same token");
     assert_eq!(cache.find_access_token(&wanted).unwrap().secret().expose(), "renewed");
     let refresh_tokens: Vec<_> =
@@ -229,7 +229,7 @@ fn what_is_unknown_survives_in_order() {
         .realm(TENANT)
         .home_account_id(account.home_account_id())
         .requested_scopes(["Other.Read"]);
-    let _ = cache.add(&response).unwrap();
+    cache.add(&response).unwrap();
     let written = written(&cache);
     let original: Value = serde_json::from_str(&json).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
@@ -260,7 +260,7 @@ fn sections_that_are_no_objects_are_kept_and_never_overwritten() {
     assert!(!cache.has_state_changed());
     // Null is as good as absent.
     let mut cache = load(r#"{"AccessToken":null,"Z":1}"#);
-    let _ = cache.add(&response()).unwrap();
+    cache.add(&response()).unwrap();
     assert!(
         std::str::from_utf8(cache.serialize().json().expose())
             .unwrap()

@@ -39,7 +39,7 @@ fn replay(events: &Path) -> TokenCache {
         if let Some(now) = event["now"].as_u64() {
             response = response.received_at(UNIX_EPOCH + Duration::from_secs(now));
         }
-        let _ = cache.add(&response).unwrap();
+        cache.add(&response).unwrap();
     }
     cache
 }

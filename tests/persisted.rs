@@ -16,7 +16,7 @@ fn tokens_outlive_the_handle() {
     let bench = Bench::new();
     let cache = bench.open();
     assert!(cache.accounts().unwrap().is_empty());
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     assert!(has(&cache, "alice", "read"));
     drop(cache);
     let again = bench.open();
@@ -31,10 +31,10 @@ fn nothing_readable_is_in_any_file() {
     let bench = Bench::new();
     let keys = bench.base.path().join("keys");
     let cache = bench.builder_with(Arc::new(KeyFileStore::new(&keys))).open().unwrap();
-    let _ = cache.add(&response("alice", "read")).unwrap();
-    let _ = cache.remove_account(&account("bob")).unwrap();
-    let _ = cache.add(&response("bob", "read")).unwrap();
-    let _ = cache.remove_account(&account("bob")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    cache.remove_account(&account("bob")).unwrap();
+    cache.add(&response("bob", "read")).unwrap();
+    cache.remove_account(&account("bob")).unwrap();
     for directory in [bench.directory(), keys] {
         for name in common::files(&directory) {
             let bytes = fs::read(directory.join(&name)).unwrap();
@@ -52,12 +52,12 @@ fn another_handle_sees_a_change_at_its_next_call() {
     let (one, other) = (bench.open(), bench.open());
     for round in 0..50 {
         let scope = format!("s{round}");
-        let _ = one.add(&response("alice", &scope)).unwrap();
+        one.add(&response("alice", &scope)).unwrap();
         assert!(has(&other, "alice", &scope), "round {round}");
     }
-    let _ = other.remove_account(&account("alice")).unwrap();
+    other.remove_account(&account("alice")).unwrap();
     assert!(one.accounts().unwrap().is_empty());
-    let _ = one.add(&response("bob", "read")).unwrap();
+    one.add(&response("bob", "read")).unwrap();
     assert_eq!(other.accounts().unwrap().len(), 1, "and alice has not come back");
 }
 
@@ -66,7 +66,7 @@ fn an_update_returns_the_value_of_its_function() {
     let cache = Bench::new();
     let cache = cache.open();
     let updated = cache.update(|tokens| {
-        let _ = tokens.add(&response("alice", "read"))?;
+        tokens.add(&response("alice", "read"))?;
         Ok::<_, CacheError>(tokens.accounts().len())
     });
     assert_eq!(updated.unwrap().into_value(), 1);
@@ -76,18 +76,18 @@ fn an_update_returns_the_value_of_its_function() {
 fn an_update_that_fails_or_panics_writes_nothing_and_poisons_nothing() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let before = fs::read(bench.file()).unwrap();
 
     let failed = cache.update(|tokens| {
-        let _ = tokens.clear();
+        tokens.clear();
         Err::<(), _>(Error::aborted("changed my mind"))
     });
     assert!(matches!(&failed, Err(Error::Aborted(cause)) if cause.to_string() == "changed my mind"));
 
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _ = cache.update(|tokens| -> Result<(), Error> {
-            let _ = tokens.clear();
+            tokens.clear();
             panic!("in the middle of a change");
         });
     }));
@@ -95,7 +95,7 @@ fn an_update_that_fails_or_panics_writes_nothing_and_poisons_nothing() {
 
     assert_eq!(fs::read(bench.file()).unwrap(), before);
     assert!(has(&cache, "alice", "read"), "the state in memory is as before");
-    let _ = cache.add(&response("bob", "read")).unwrap();
+    cache.add(&response("bob", "read")).unwrap();
     assert!(has(&cache, "alice", "read") && has(&cache, "bob", "read"));
 }
 
@@ -104,7 +104,7 @@ fn an_update_without_a_change_writes_nothing() {
     let bench = Bench::new();
     let cache = bench.open();
     let before = generation(&bench.file());
-    let _ = cache.update(|tokens| Ok::<_, Error>(tokens.remove_app_tokens("nobody"))).unwrap();
+    cache.update(|tokens| Ok::<_, Error>(tokens.remove_app_tokens("nobody"))).unwrap();
     assert_eq!(generation(&bench.file()), before);
 }
 
@@ -112,9 +112,9 @@ fn an_update_without_a_change_writes_nothing() {
 fn a_nested_update_is_an_error_and_reading_inside_one_is_not() {
     let bench = Bench::new();
     let (cache, other_handle) = (bench.open(), bench.open());
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let outer = cache.update(|tokens| {
-        let _ = tokens.add(&response("alice", "write"))?;
+        tokens.add(&response("alice", "write"))?;
         assert!(has(&cache, "alice", "read") && !has(&cache, "alice", "write"), "the state before");
         for handle in [&cache, &other_handle] {
             let nested = handle.add(&response("bob", "read"));
@@ -122,7 +122,7 @@ fn a_nested_update_is_an_error_and_reading_inside_one_is_not() {
         }
         Ok::<_, Error>(())
     });
-    let _ = outer.unwrap();
+    outer.unwrap();
     assert!(has(&cache, "alice", "write") && !has(&cache, "bob", "read"));
 }
 
@@ -202,7 +202,7 @@ fn even_with_the_same_key_a_swapped_file_does_not_open() {
 #[test]
 fn what_cannot_be_read_is_never_overwritten() {
     let bench = Bench::new();
-    let _ = bench.open().add(&response("alice", "read")).unwrap();
+    bench.open().add(&response("alice", "read")).unwrap();
     let good = fs::read(bench.file()).unwrap();
     let altered = |at: usize| {
         let mut bytes = good.clone();
@@ -238,7 +238,7 @@ fn what_cannot_be_read_is_never_overwritten() {
 fn damage_under_an_open_handle_is_an_error_and_stays() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let mut bytes = fs::read(bench.file()).unwrap();
     bytes[100] ^= 1;
     replace(&bench, &bytes);
@@ -259,9 +259,9 @@ fn replace(bench: &Bench, bytes: &[u8]) {
 fn an_older_copy_put_back_is_noticed_and_nothing_is_written() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "one")).unwrap();
+    cache.add(&response("alice", "one")).unwrap();
     let old = fs::read(bench.file()).unwrap();
-    let _ = cache.add(&response("alice", "two")).unwrap();
+    cache.add(&response("alice", "two")).unwrap();
     replace(&bench, &old);
     assert!(cache.accounts().unwrap_err().is_rolled_back());
     assert!(cache.add(&response("alice", "three")).unwrap_err().is_rolled_back());
@@ -288,7 +288,7 @@ fn a_lost_key_is_told_from_tampering_and_no_other_is_made() {
 fn reset_sets_aside_and_starts_empty() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     drop(cache);
     let sealed = fs::read(bench.file()).unwrap();
     let empty = MemoryKeyStore::new();
@@ -296,7 +296,7 @@ fn reset_sets_aside_and_starts_empty() {
     let aside = aside.unwrap();
     assert_eq!(fs::read(&aside).unwrap(), sealed, "nothing is lost");
     assert!(cache.accounts().unwrap().is_empty());
-    let _ = cache.add(&response("bob", "read")).unwrap();
+    cache.add(&response("bob", "read")).unwrap();
     assert_eq!(empty.len(), 1);
     assert_eq!(bench.keys.len(), 1, "the old key is left where it is");
     // What was set aside can be put back with its keyring.
@@ -308,7 +308,7 @@ fn reset_sets_aside_and_starts_empty() {
 fn a_reset_without_a_key_store_leaves_the_file() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let before = fs::read(bench.file()).unwrap();
     let refusing = Arc::new(Refusing::new(&bench.keys));
     refusing.refuses(true);
@@ -323,11 +323,11 @@ fn a_reset_without_a_key_store_leaves_the_file() {
 fn a_file_that_was_removed_is_an_empty_cache_and_nobody_comes_back() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let old_key = key_id(&bench.file());
     fs::remove_file(bench.file()).unwrap();
     assert!(cache.accounts().unwrap().is_empty());
-    let _ = cache.add(&response("bob", "read")).unwrap();
+    cache.add(&response("bob", "read")).unwrap();
     assert_eq!(cache.accounts().unwrap().len(), 1);
     assert_ne!(key_id(&bench.file()), old_key, "under a key of its own");
     assert!(has(&bench.open(), "bob", "read"));
@@ -337,13 +337,13 @@ fn a_file_that_was_removed_is_an_empty_cache_and_nobody_comes_back() {
 fn the_size_limit_holds_before_anything_is_written_or_read() {
     let bench = Bench::new();
     let cache = bench.builder().size_limit(4096).open().unwrap();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let before = fs::read(bench.file()).unwrap();
     let error = cache.add(&response("alice", &"x".repeat(4096))).unwrap_err();
     assert!(error.is_too_large(), "{error}");
     assert_eq!(fs::read(bench.file()).unwrap(), before);
     assert!(has(&cache, "alice", "read"));
-    let _ = cache.add(&response("alice", "more")).unwrap();
+    cache.add(&response("alice", "more")).unwrap();
     let error = bench.builder().size_limit(500).open().unwrap_err();
     assert!(error.is_too_large(), "{error}");
     // A sparse gigabyte is refused without being read.
@@ -438,8 +438,8 @@ fn the_key_is_read_once_and_kept() {
     let cache = bench.builder_with(keys.clone()).open().unwrap();
     assert_eq!(keys.calls(), ["read"]);
     for round in 0..5 {
-        let _ = cache.add(&response("alice", &round.to_string())).unwrap();
-        let _ = bench.open().add(&response("bob", &round.to_string())).unwrap();
+        cache.add(&response("alice", &round.to_string())).unwrap();
+        bench.open().add(&response("bob", &round.to_string())).unwrap();
         assert!(has(&cache, "bob", &round.to_string()));
     }
     assert!(keys.calls().is_empty());
@@ -449,8 +449,8 @@ fn the_key_is_read_once_and_kept() {
 fn a_sign_out_rotates_the_key_and_old_copies_stay_shut() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "read")).unwrap();
-    let _ = cache.add(&response("bob", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("bob", "read")).unwrap();
     let (old, old_key) = (fs::read(bench.file()).unwrap(), key_id(&bench.file()));
     let updated = cache.remove_account(&account("alice")).unwrap();
     assert!(matches!(updated.rotation(), tokenseal::Rotation::Done));
@@ -460,7 +460,7 @@ fn a_sign_out_rotates_the_key_and_old_copies_stay_shut() {
     assert!(has(&cache, "bob", "read") && !has(&cache, "alice", "read"));
     // The next change forgets the old key; nothing more is rotated.
     let rotated = key_id(&bench.file());
-    let _ = cache.add(&response("bob", "write")).unwrap();
+    cache.add(&response("bob", "write")).unwrap();
     assert_eq!(key_id(&bench.file()), rotated);
     replace(&bench, &old);
     assert!(bench.builder().open().unwrap_err().is_key_lost(), "an old copy cannot be opened");
@@ -471,8 +471,8 @@ fn other_handles_follow_a_rotation() {
     let bench = Bench::new();
     let (one, other) = (bench.open(), bench.open());
     for round in 0..20 {
-        let _ = one.add(&response("alice", "read")).unwrap();
-        let _ = other.add(&response("bob", &round.to_string())).unwrap();
+        one.add(&response("alice", "read")).unwrap();
+        other.add(&response("bob", &round.to_string())).unwrap();
         let signed_out = one.remove_account(&account("alice")).unwrap();
         assert!(!signed_out.is_rotation_pending());
         assert!(!has(&other, "alice", "read") && has(&other, "bob", &round.to_string()));
@@ -484,7 +484,7 @@ fn other_handles_follow_a_rotation() {
 fn replacing_all_tokens_counts_as_a_sign_out() {
     let bench = Bench::new();
     let cache = bench.open();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let mut key = key_id(&bench.file());
     let mut rotated = |change: &dyn Fn(&mut TokenCache)| {
         let _ = cache
@@ -503,7 +503,7 @@ fn replacing_all_tokens_counts_as_a_sign_out() {
     assert!(rotated(&|tokens| tokens.deserialize("{}").unwrap()));
     assert!(
         !rotated(&|tokens| {
-            let _ = tokens.clear();
+            tokens.clear();
         }),
         "nothing is there"
     );
@@ -516,8 +516,8 @@ fn a_key_store_that_refuses_leaves_the_rotation_pending_and_the_next_update_make
         let bench = Bench::new();
         let keys = Arc::new(Refusing::new(&bench.keys));
         let cache = bench.builder_with(keys.clone()).open().unwrap();
-        let _ = cache.add(&response("alice", "read")).unwrap();
-        let _ = cache.add(&response("bob", "read")).unwrap();
+        cache.add(&response("alice", "read")).unwrap();
+        cache.add(&response("bob", "read")).unwrap();
         let (old, old_key) = (fs::read(bench.file()).unwrap(), key_id(&bench.file()));
 
         keys.fails_at(refused);
@@ -557,9 +557,9 @@ fn two_caches_and_one_name_in_two_directories_never_touch_each_others_keys() {
     let caches: Vec<_> = builders.iter().map(|builder| builder.clone().open().unwrap()).collect();
     for round in 0..40 {
         let cache = &caches[round * 7 % caches.len()];
-        let _ = cache.add(&response("stays", &round.to_string())).unwrap();
-        let _ = cache.add(&response("goes", "x")).unwrap();
-        let _ = cache.remove_account(&account("goes")).unwrap();
+        cache.add(&response("stays", &round.to_string())).unwrap();
+        cache.add(&response("goes", "x")).unwrap();
+        cache.remove_account(&account("goes")).unwrap();
         assert_eq!(bench.keys.len(), caches.len());
     }
     for (builder, cache) in builders.iter().zip(&caches) {
@@ -581,7 +581,7 @@ fn litter_of_a_killed_save_is_swept_and_nothing_else_is() {
     ] {
         fs::write(bench.directory().join(name), b"x").unwrap();
     }
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     assert_eq!(
         bench.files(),
         [
@@ -616,7 +616,7 @@ fn a_relative_or_linked_path_is_the_same_cache() {
             assert!(through_link.add(&response("a", "b")).unwrap_err().is_nested_update());
             Ok::<_, Error>(())
         });
-        let _ = nested.unwrap();
+        nested.unwrap();
     }
     let dotted = bench.builder().directory(bench.directory().join("..").join("tokens")).open().unwrap();
     assert_eq!(dotted.path(), cache.path());

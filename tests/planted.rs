@@ -38,7 +38,7 @@ fn links_pipes_and_directories_are_refused_everywhere() {
         for what in ["link to a file", "link to nothing", "pipe", "directory", "device"] {
             let bench = Bench::new();
             let cache = bench.open();
-            let _ = cache.add(&response("alice", "read")).unwrap();
+            cache.add(&response("alice", "read")).unwrap();
             let victim = bench.base.path().join("victim");
             fs::write(&victim, b"precious").unwrap();
             fs::set_permissions(&victim, Permissions::from_mode(0o600)).unwrap();
@@ -104,7 +104,7 @@ fn loose_permissions_are_refused_and_said_how_to_mend() {
         assert!(matches!(file_error(error), FileError::LoosePermissions { .. }), "{loose:o}");
     }
     fs::set_permissions(bench.directory(), Permissions::from_mode(0o755)).unwrap();
-    let _ = bench.open().add(&response("alice", "read")).unwrap();
+    bench.open().add(&response("alice", "read")).unwrap();
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn as_a_child_process() {
         .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
         .open()
         .unwrap();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_read_only_directory_can_be_read_and_refuses_changes() {
         return; // Root may write anywhere; the full disk below covers refused writes.
     }
     let bench = Bench::new();
-    let _ = bench.open().add(&response("alice", "read")).unwrap();
+    bench.open().add(&response("alice", "read")).unwrap();
     fs::set_permissions(bench.directory(), Permissions::from_mode(0o500)).unwrap();
     let cache = bench.open();
     assert!(common::has(&cache, "alice", "read"));
@@ -223,7 +223,7 @@ fn a_write_that_fails_leaves_the_old_file_and_no_litter() {
             .key_store(Arc::new(KeyFileStore::new(&keys)))
     };
     let cache = builder().open().unwrap();
-    let _ = cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
     let before = fs::read(bench.file()).unwrap();
     let output = Command::new("sh")
         .arg("-c")

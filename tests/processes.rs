@@ -55,14 +55,14 @@ fn as_a_child_process() {
         "add 200" => {
             let cache = open(base);
             for round in 0..200 {
-                let _ = cache.add(&response("alice", &format!("{number}-{round}"))).unwrap();
+                cache.add(&response("alice", &format!("{number}-{round}"))).unwrap();
             }
         }
         "add and read with pauses" => {
             let cache = open(base);
             for round in 0..50 {
                 let scope = format!("{number}-{round}");
-                let _ = cache.add(&response("alice", &scope)).unwrap();
+                cache.add(&response("alice", &scope)).unwrap();
                 for _ in 0..3 {
                     assert!(has(&cache, "alice", &scope), "{scope} was acknowledged and is not there");
                     std::thread::sleep(Duration::from_millis(random() % 4));
@@ -75,7 +75,7 @@ fn as_a_child_process() {
             let mut out = std::io::stdout();
             for round in 0.. {
                 let scope = format!("{number}-{round}");
-                let _ = cache.add(&response("alice", &scope)).unwrap();
+                cache.add(&response("alice", &scope)).unwrap();
                 // Only what was acknowledged is told.
                 writeln!(out, "\nadded {scope}").unwrap();
                 out.flush().unwrap();
@@ -84,15 +84,15 @@ fn as_a_child_process() {
         "sign out until killed" => {
             let cache = open(base);
             loop {
-                let _ = cache.add(&response("goes", "x")).unwrap();
-                let _ = cache.remove_account(&account("goes")).unwrap();
+                cache.add(&response("goes", "x")).unwrap();
+                cache.remove_account(&account("goes")).unwrap();
             }
         }
         "read and write while others sign out" => {
             let cache = open(base);
             for round in 0..60 {
                 let scope = format!("{number}-{round}");
-                let _ = cache.add(&response("alice", &scope)).unwrap();
+                cache.add(&response("alice", &scope)).unwrap();
                 assert!(has(&cache, "alice", &scope));
             }
         }
@@ -141,12 +141,12 @@ fn sign_outs_of_one_process_cost_the_others_nothing() {
     let others =
         (0..6).map(|number| spawn(base.path(), "read and write while others sign out", number)).collect();
     for _ in 0..40 {
-        let _ = cache.add(&response("goes", "x")).unwrap();
+        cache.add(&response("goes", "x")).unwrap();
         assert!(!cache.remove_account(&account("goes")).unwrap().is_rotation_pending());
     }
     finish(others);
     assert_eq!(tokens(&cache).len(), 6 * 60);
-    let _ = cache.add(&response("alice", "last")).unwrap();
+    cache.add(&response("alice", "last")).unwrap();
     assert_eq!(common::files(&base.path().join("keys")).len(), 1, "no key is left over");
 }
 
@@ -178,7 +178,7 @@ fn killed_writers_lose_nothing_that_was_acknowledged() {
         assert!(lost.is_empty(), "round {round}: {lost:?}");
     }
     assert!(acknowledged.len() > 20, "the children did something: {}", acknowledged.len());
-    let _ = cache.update(|tokens| tokens.add(&response("alice", "last"))).unwrap();
+    cache.update(|tokens| tokens.add(&response("alice", "last"))).unwrap();
     assert_eq!(common::files(&base.path().join("tokens")), ["default.lock", "default.sealed"], "no litter");
 }
 
@@ -204,14 +204,14 @@ fn a_killed_holder_frees_the_lock_at_once_and_a_hung_one_costs_the_deadline() {
 
     let patient = open(base.path());
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| {
-            let _ = patient.add(&response("alice", "read")).unwrap();
+        let next = scope.spawn(|| {
+            patient.add(&response("alice", "read")).unwrap();
             Instant::now()
         });
         std::thread::sleep(Duration::from_millis(200));
         let killed = Instant::now();
         holder.kill().unwrap();
-        let waited = waiter.join().unwrap().saturating_duration_since(killed);
+        let waited = next.join().unwrap().saturating_duration_since(killed);
         assert!(waited < Duration::from_secs(1), "the next one waited {waited:?}");
     });
     holder.wait().unwrap();

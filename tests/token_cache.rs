@@ -59,7 +59,7 @@ fn two_ports_of_one_host() {
         let response = response(&json)
             .token_endpoint(format!("http://localhost:{port}/realms/x/token"))
             .environment(format!("localhost:{port}"));
-        let _ = cache.add(&response).unwrap();
+        cache.add(&response).unwrap();
     }
     assert_eq!(cache.accounts().len(), 2, "one name, two providers");
     for port in [8080, 8443] {
@@ -109,7 +109,7 @@ fn accounts_that_differ_in_case_only_do_not_overwrite_each_other() {
             id_token(sub)
         );
         for _again in 0..2 {
-            let _ = cache.add(&response(&json).token_endpoint("https://idp.example/t/token")).unwrap();
+            cache.add(&response(&json).token_endpoint("https://idp.example/t/token")).unwrap();
         }
     }
     assert_eq!(cache.accounts().len(), 2);
@@ -130,7 +130,7 @@ fn parts_that_join_to_one_key_are_two_rows() {
     for (client, realm) in [("a-b", "c"), ("a", "b-c")] {
         let response = response(r#"{"access_token":"x","expires_in":600}"#);
         let response = response.client_id(client).environment("e").realm(realm);
-        let _ = cache.add(&response).unwrap();
+        cache.add(&response).unwrap();
     }
     assert_eq!(cache.access_tokens().count(), 2);
 }
@@ -191,15 +191,15 @@ fn refresh_tokens(cache: &TokenCache, client: &str) -> Vec<String> {
 fn refresh_tokens_come_in_the_order_of_msal() {
     let mut cache = TokenCache::new();
     let family = r#","foci":"1""#;
-    let _ = cache.add(&family_response("one", family, "family-old", NOW)).unwrap();
-    let _ = cache.add(&family_response("two", family, "family-new", NOW + 10)).unwrap();
-    let _ = cache.add(&family_response("orphan", "", "orphan's own", NOW + 20)).unwrap();
+    cache.add(&family_response("one", family, "family-old", NOW)).unwrap();
+    cache.add(&family_response("two", family, "family-new", NOW + 10)).unwrap();
+    cache.add(&family_response("orphan", "", "orphan's own", NOW + 20)).unwrap();
     assert_eq!(refresh_tokens(&cache, "one"), ["family-new", "family-old"]);
     assert_eq!(refresh_tokens(&cache, "two"), ["family-new", "family-old"]);
     assert_eq!(refresh_tokens(&cache, "orphan"), ["orphan's own"], "it is known to be in no family");
     assert_eq!(refresh_tokens(&cache, "unknown"), ["family-new", "family-old"], "it may be in the family");
     let own = family_response("two", "", "own", NOW + 30).requested_scopes(["other"]);
-    let _ = cache.add(&own).unwrap();
+    cache.add(&own).unwrap();
     assert_eq!(refresh_tokens(&cache, "two"), ["family-new", "family-old", "own"]);
     let query = RefreshTokenQuery::new("orphan", &Account::new("u", "e")).family_id("1");
     assert_eq!(cache.find_refresh_tokens(&query).len(), 3, "the caller knows better");
@@ -208,8 +208,8 @@ fn refresh_tokens_come_in_the_order_of_msal() {
 #[test]
 fn an_answer_without_foci_keeps_the_family() {
     let mut cache = TokenCache::new();
-    let _ = cache.add(&family_response("one", r#","foci":"1""#, "f", NOW)).unwrap();
-    let _ = cache.add(&family_response("one", "", "g", NOW + 1)).unwrap();
+    cache.add(&family_response("one", r#","foci":"1""#, "f", NOW)).unwrap();
+    cache.add(&family_response("one", "", "g", NOW + 1)).unwrap();
     assert_eq!(cache.find_app_metadata("one", "E").unwrap().family_id(), Some("1"));
     assert!(cache.find_app_metadata("two", "e").is_none());
 }
@@ -218,12 +218,12 @@ fn an_answer_without_foci_keeps_the_family() {
 fn a_rotated_refresh_token_is_gone_from_every_row() {
     let mut cache = TokenCache::new();
     for scope in ["a", "b"] {
-        let _ = cache.add(&family_response("app", "", "old", NOW).requested_scopes([scope])).unwrap();
+        cache.add(&family_response("app", "", "old", NOW).requested_scopes([scope])).unwrap();
     }
     assert_eq!(refresh_tokens(&cache, "app"), ["old", "old"]);
     let rotated =
         family_response("app", "", "new", NOW + 5).requested_scopes(["c"]).sent_refresh_token("old");
-    let _ = cache.add(&rotated).unwrap();
+    cache.add(&rotated).unwrap();
     assert_eq!(refresh_tokens(&cache, "app"), ["new", "new"]);
     let text = cache.serialize().into_json();
     assert!(!std::str::from_utf8(text.expose()).unwrap().contains("\"old\""));
@@ -232,12 +232,12 @@ fn a_rotated_refresh_token_is_gone_from_every_row() {
 #[test]
 fn removing_one_token_leaves_a_newer_one() {
     let mut cache = TokenCache::new();
-    let _ = cache.add(&family_response("app", "", "old", NOW)).unwrap();
+    cache.add(&family_response("app", "", "old", NOW)).unwrap();
     let account = Account::new("u", "e");
     let old = cache.find_refresh_token(&RefreshTokenQuery::new("app", &account)).unwrap();
     let old_access = cache.access_tokens().next().unwrap();
     let newer = family_response("app", "", "new", NOW + 5).sent_refresh_token("old");
-    let _ = cache.add(&newer).unwrap();
+    cache.add(&newer).unwrap();
     assert_eq!(cache.remove_refresh_token(&old).total(), 0);
     assert_eq!(refresh_tokens(&cache, "app"), ["new"]);
     assert_eq!(cache.remove_access_token(&old_access).access_tokens(), 1, "its secret is the same");
@@ -247,9 +247,9 @@ fn removing_one_token_leaves_a_newer_one() {
 #[test]
 fn each_removal_says_what_it_removed() {
     let mut cache = TokenCache::new();
-    let _ = cache.add(&family_response("app", "", "rt", NOW)).unwrap();
+    cache.add(&family_response("app", "", "rt", NOW)).unwrap();
     let app = response(r#"{"access_token":"app","expires_in":10}"#).environment("e").realm("r");
-    let _ = cache.add(&app.grant_type("client_credentials")).unwrap();
+    cache.add(&app.grant_type("client_credentials")).unwrap();
     assert_eq!(cache.remove_app_tokens("other").total(), 0);
     let removed = cache.remove_app_tokens("app");
     assert_eq!((removed.access_tokens(), removed.total()), (1, 1));
@@ -268,7 +268,7 @@ fn each_removal_says_what_it_removed() {
 fn an_extended_lifetime_keeps_a_token_from_being_purged() {
     let mut cache = TokenCache::new();
     let json = r#"{"access_token":"x","expires_in":"100","ext_expires_in":"900"}"#;
-    let _ = cache.add(&response(json).environment("e").realm("r")).unwrap();
+    cache.add(&response(json).environment("e").realm("r")).unwrap();
     assert_eq!(cache.purge_expired(at(NOW + 899)).total(), 0);
     assert_eq!(cache.purge_expired(at(NOW + 900)).total(), 1);
 }
@@ -277,10 +277,10 @@ fn an_extended_lifetime_keeps_a_token_from_being_purged() {
 fn only_the_caller_says_that_a_change_is_safe() {
     let mut cache = TokenCache::new();
     assert!(!cache.has_state_changed());
-    let _ = cache.add(&family_response("app", "", "one", NOW)).unwrap();
+    cache.add(&family_response("app", "", "one", NOW)).unwrap();
     let saved = cache.serialize();
     assert!(cache.has_state_changed(), "a save that fails after this is not forgotten");
-    let _ = cache.add(&family_response("app", "", "two", NOW + 1)).unwrap();
+    cache.add(&family_response("app", "", "two", NOW + 1)).unwrap();
     cache.mark_saved(&saved);
     assert!(cache.has_state_changed(), "the second change is not in what was saved");
     let saved = cache.serialize();
@@ -297,7 +297,7 @@ fn only_the_caller_says_that_a_change_is_safe() {
 #[test]
 fn a_clone_is_a_cache_of_its_own() {
     let mut cache = TokenCache::new();
-    let _ = cache.add(&family_response("app", "", "one", NOW)).unwrap();
+    cache.add(&family_response("app", "", "one", NOW)).unwrap();
     let clone = cache.clone();
     let _ = cache.clear();
     assert_eq!(clone.refresh_tokens().count(), 1);
@@ -335,7 +335,7 @@ fn responses_that_cannot_be_used_are_errors_that_quote_nothing() {
 fn an_id_token_that_cannot_be_read_is_taken_where_the_account_is_named() {
     let encrypted = response(r#"{"access_token":"a","id_token":"e.n.c.r.y"}"#).environment("e").realm("r");
     let mut cache = TokenCache::new();
-    let _ = cache.add(&encrypted.home_account_id("u")).unwrap();
+    cache.add(&encrypted.home_account_id("u")).unwrap();
     assert!(cache.find_id_token("app", &Account::new("u", "e"), None).is_some());
 }
 
@@ -353,7 +353,7 @@ fn oauth2_responses_are_taken_as_they_are() {
     answer.set_scopes(Some(vec![Scope::new("b".into()), Scope::new("a".into())]));
     let response = TokenResponse::from_serialize(&answer).unwrap().client_id("app").received_at(at(NOW));
     let mut cache = TokenCache::new();
-    let _ = cache.add(&response.environment("e").realm("r").home_account_id("u")).unwrap();
+    cache.add(&response.environment("e").realm("r").home_account_id("u")).unwrap();
     let wanted = AccessTokenQuery::new("app").account(&Account::new("u", "e")).scopes(["a", "b"]).at(at(NOW));
     let token = cache.find_access_token(&wanted).unwrap();
     assert_eq!((token.secret().expose(), token.expires_on()), ("at", at(NOW + 3600)));
@@ -397,7 +397,7 @@ fn many_changes_leave_the_cache_as_a_fresh_one_would_be() {
         let json =
             format!(r#"{{"access_token":"at-{round}","refresh_token":"rt-{round}","expires_in":600}}"#);
         let response = response(&json).environment("e").realm("r").home_account_id(user.as_str());
-        let _ = cache.add(&response.username(format!("name-{}", round % 11))).unwrap();
+        cache.add(&response.username(format!("name-{}", round % 11))).unwrap();
         if round % 5 == 0 {
             let _ = cache.remove_account(&Account::new(format!("user-{}", (round + 3) % 7), "e"));
         }

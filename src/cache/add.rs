@@ -24,7 +24,6 @@ const SIGN_IN_GRANTS: [&str; 5] =
 
 /// What [`TokenCache::add`] wrote.
 #[derive(Debug, Clone)]
-#[must_use]
 pub struct Added {
     account: Option<Account>,
 }

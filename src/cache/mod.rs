@@ -51,7 +51,7 @@ use rows::{Rows, Unreadable};
 ///     .token_endpoint("https://login.microsoftonline.com/contoso.com/oauth2/v2.0/token")
 ///     .grant_type("client_credentials")
 ///     .requested_scopes(["https://graph.microsoft.com/.default"]);
-/// let _ = cache.add(&response)?;
+/// cache.add(&response)?;
 ///
 /// let wanted = AccessTokenQuery::new("my-service").scopes(["https://graph.microsoft.com/.default"]);
 /// assert_eq!(cache.find_access_token(&wanted).unwrap().secret().expose(), "at");

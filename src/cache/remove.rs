@@ -10,7 +10,6 @@ use super::{TokenCache, unix_seconds};
 
 /// How many rows of each kind were removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[must_use]
 pub struct Removed {
     access_tokens: usize,
     refresh_tokens: usize,

@@ -38,7 +38,6 @@ pub enum Rotation {
 
 /// What an update returned, and what became of the key.
 #[derive(Debug)]
-#[must_use = "look at `rotation()` after a sign-out"]
 pub struct Updated<T> {
     value: T,
     rotation: Rotation,

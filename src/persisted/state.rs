@@ -144,8 +144,12 @@ impl Inner {
         match self.write(lock, empty.cache, &key, 1, empty.notes) {
             Ok(state) => Ok(state),
             Err(error) => {
-                // Nothing was sealed under it. If it cannot be deleted it stays, unused.
-                let _ = self.keys.delete(key.id(), self.rotation_timeout);
+                // If only the last step failed, the file is there and needs its key.
+                let is_used = self.store.read().map_or(true, |record| record.is_some());
+                if !is_used {
+                    // Should it stay in the key store after all, it seals nothing.
+                    let _ = self.keys.delete(key.id(), self.rotation_timeout);
+                }
                 Err(error)
             }
         }

@@ -1,0 +1,85 @@
+//! A stand-in for an identity provider: just enough of RFC 8628 and RFC 6749 to sign one user in.
+//! Nothing here belongs into a program of yours.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use base64ct::{Base64UrlUnpadded, Encoding as _};
+
+/// How often the user has been asked for.
+static POLLS: AtomicUsize = AtomicUsize::new(0);
+
+/// Starts the provider on loopback and gives the URL below which its endpoints are.
+pub(crate) fn start() -> std::io::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let provider = format!("http://{}/demo", listener.local_addr()?);
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            // A client that breaks off is of no interest.
+            let _ = answer(connection);
+        }
+    });
+    Ok(provider)
+}
+
+fn answer(mut connection: TcpStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(connection.try_clone()?);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().unwrap_or(0);
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let body = String::from_utf8_lossy(&body);
+
+    let (status, json) = if first.starts_with("POST /demo/device ") {
+        let url = "http://127.0.0.1/demo/enter-code";
+        (
+            "200 OK",
+            format!(
+                r#"{{"device_code":"d","user_code":"WDJB-MJHT","verification_uri":"{url}","expires_in":600,"interval":1}}"#
+            ),
+        )
+    } else if body.contains("grant_type=refresh_token") {
+        ("200 OK", tokens())
+    } else if POLLS.fetch_add(1, Ordering::Relaxed) == 0 {
+        ("400 Bad Request", r#"{"error":"authorization_pending"}"#.to_owned())
+    } else {
+        ("200 OK", tokens())
+    };
+    write!(
+        connection,
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{json}",
+        json.len()
+    )
+}
+
+/// A token response for the one user there is.
+fn tokens() -> String {
+    let part = |json: &str| Base64UrlUnpadded::encode_string(json.as_bytes());
+    let claims = r#"{"iss":"http://127.0.0.1/demo","aud":"desktop-example","sub":"1001","preferred_username":"ada@example.com"}"#;
+    let id_token = format!("{}.{}.{}", part(r#"{"alg":"none"}"#), part(claims), "unsigned");
+    let random = || {
+        let mut bytes = [0; 48];
+        getrandom::fill(&mut bytes).expect("the operating system has random bytes");
+        Base64UrlUnpadded::encode_string(&bytes)
+    };
+    format!(
+        r#"{{"access_token":"{}","token_type":"Bearer","expires_in":3600,"refresh_token":"{}","id_token":"{id_token}"}}"#,
+        random(),
+        random()
+    )
+}

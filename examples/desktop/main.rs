@@ -1,0 +1,178 @@
+//! A small program that signs its user in once and finds the tokens at its next run.
+//!
+//!     cargo run --example desktop                  sign in, or use what is there
+//!     cargo run --example desktop -- --show        show what is there
+//!     cargo run --example desktop -- --sign-out    sign out
+//!
+//! The identity provider is a stand-in that runs inside this program, on loopback. Everything else is
+//! what a program of yours would do: the `oauth2` crate speaks to the provider by real HTTP, and
+//! `tokenseal` keeps the tokens.
+
+mod identity_provider;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::error::Error;
+use std::time::SystemTime;
+
+use oauth2::basic::{
+    BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
+};
+use oauth2::{
+    Client, ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, ExtraTokenFields, RefreshToken,
+    Scope, StandardDeviceAuthorizationResponse, StandardRevocableToken, StandardTokenResponse, TokenUrl,
+};
+use tokenseal::{AccessTokenQuery, PersistedTokenCache, RefreshTokenQuery, Rotation, Secret, TokenResponse};
+
+const APPLICATION: &str = "tokenseal-desktop-example";
+const CLIENT_ID: &str = "desktop-example";
+const SCOPE: &str = "notes.read";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // Sealed in a file, the key in the platform keyring.
+    let cache = support::open(APPLICATION, PersistedTokenCache::builder(APPLICATION))?;
+
+    match std::env::args().nth(1).as_deref() {
+        None => {
+            let token = access_token(&cache)?;
+            println!("Calling the service with a token of {} characters.", token.expose().len());
+            Ok(())
+        }
+        Some("--show") => show(&cache),
+        Some("--sign-out") => sign_out(&cache),
+        Some(other) => Err(format!("unknown argument {other}: use --show, --sign-out or none").into()),
+    }
+}
+
+/// A token to call the service with: from the cache, or by the refresh token, or by signing in.
+fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
+    for account in cache.accounts()? {
+        let wanted = AccessTokenQuery::new(CLIENT_ID).account(&account).scopes([SCOPE]);
+        if let Some(token) = cache.find_access_token(&wanted)? {
+            println!("Signed in as {} already.", account.username());
+            return Ok(token.secret().clone());
+        }
+        for refresh_token in cache.find_refresh_tokens(&RefreshTokenQuery::new(CLIENT_ID, &account))? {
+            if let Ok(response) = refresh(refresh_token.secret()) {
+                println!("Signed in as {} already; the token was refreshed.", account.username());
+                cache.add(&response.sent_refresh_token(refresh_token.secret().clone()).without_account())?;
+                return cache
+                    .find_access_token(&wanted)?
+                    .map(|token| token.secret().clone())
+                    .ok_or("no token".into());
+            }
+        }
+    }
+
+    let response = sign_in()?;
+    let added = cache.add(&response)?; // On disk, sealed, before this returns.
+    let account = added.account().ok_or("the provider did not say who signed in")?;
+    println!("Signed in as {}. Run this again: no sign-in will be needed.", account.username());
+    let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]);
+    cache.find_access_token(&wanted)?.map(|token| token.secret().clone()).ok_or("no token".into())
+}
+
+/// Signs in by the device-code flow (RFC 8628).
+fn sign_in() -> Result<TokenResponse, Box<dyn Error>> {
+    let provider = identity_provider::start()?;
+    let client = client(&provider)?;
+    let device: StandardDeviceAuthorizationResponse =
+        client.exchange_device_code().add_scope(Scope::new(SCOPE.into())).request(&http)?;
+    println!(
+        "Open {} and enter the code {}.",
+        device.verification_uri().as_str(),
+        device.user_code().secret()
+    );
+    println!("(The stand-in provider says yes by itself in a moment.)");
+    let answer = client.exchange_device_access_token(&device).request(&http, std::thread::sleep, None)?;
+    described(&answer, &provider, "urn:ietf:params:oauth:grant-type:device_code")
+}
+
+/// Gets new tokens for a refresh token.
+fn refresh(refresh_token: &Secret) -> Result<TokenResponse, Box<dyn Error>> {
+    let provider = identity_provider::start()?;
+    let refresh_token = RefreshToken::new(refresh_token.expose().to_owned());
+    let answer = client(&provider)?.exchange_refresh_token(&refresh_token).request(&http)?;
+    described(&answer, &provider, "refresh_token")
+}
+
+/// Tells the cache what the tokens are and where they come from.
+fn described(answer: &Answer, provider: &str, grant_type: &str) -> Result<TokenResponse, Box<dyn Error>> {
+    Ok(TokenResponse::from_serialize(answer)?
+        .client_id(CLIENT_ID)
+        .token_endpoint(format!("{provider}/token"))
+        .requested_scopes([SCOPE])
+        .grant_type(grant_type))
+}
+
+fn show(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
+    println!("{}", cache.path().display());
+    for account in cache.accounts()? {
+        println!("{} at {}, realms {:?}", account.username(), account.environment(), account.realms());
+    }
+    for (scopes, expires_on) in cache.read(|tokens| {
+        tokens.access_tokens().map(|token| (token.scopes().join(" "), token.expires_on())).collect::<Vec<_>>()
+    })? {
+        match expires_on.duration_since(SystemTime::now()) {
+            Ok(left) => println!("  a token for {scopes}, valid for {} s", left.as_secs()),
+            Err(_) => println!("  a token for {scopes}, expired"),
+        }
+    }
+    Ok(())
+}
+
+fn sign_out(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
+    for account in cache.accounts()? {
+        let removed = cache.remove_account(&account)?;
+        println!("Signed out {}: {} rows removed.", account.username(), removed.value().total());
+        if let Rotation::Pending { reason } = removed.rotation() {
+            println!("Older copies of the file can still be opened: {reason}");
+        }
+    }
+    Ok(())
+}
+
+// --- What `oauth2` needs: a client that keeps the `id_token`, and a way to send a request. ---
+
+type Answer = StandardTokenResponse<IdTokenField, BasicTokenType>;
+type DesktopClient = Client<
+    BasicErrorResponse,
+    Answer,
+    BasicTokenIntrospectionResponse,
+    StandardRevocableToken,
+    BasicRevocationErrorResponse,
+    EndpointNotSet,
+    EndpointSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointSet,
+>;
+
+/// The one field that OpenID Connect adds to a token response.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct IdTokenField {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id_token: Option<String>,
+}
+
+impl ExtraTokenFields for IdTokenField {}
+
+impl std::fmt::Debug for IdTokenField {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IdTokenField(..)")
+    }
+}
+
+fn client(provider: &str) -> Result<DesktopClient, Box<dyn Error>> {
+    Ok(Client::new(ClientId::new(CLIENT_ID.into()))
+        .set_device_authorization_url(DeviceAuthorizationUrl::new(format!("{provider}/device"))?)
+        .set_token_uri(TokenUrl::new(format!("{provider}/token"))?))
+}
+
+/// Sends a request with `ureq`; a program of yours may use `oauth2`'s own features for this.
+fn http(request: oauth2::HttpRequest) -> Result<oauth2::HttpResponse, ureq::Error> {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().into();
+    let (parts, mut body) = agent.run(request)?.into_parts();
+    Ok(oauth2::HttpResponse::from_parts(parts, body.read_to_vec()?))
+}

@@ -113,7 +113,7 @@ fn report(tokens: &TokenCache) -> String {
             report,
             "access token of {owner} for {} ({}): {expiry}",
             token.client_id(),
-            token.scopes().join(" ")
+            token.scopes().collect::<Vec<_>>().join(" ")
         );
     }
     let _ = writeln!(

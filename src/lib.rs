@@ -82,6 +82,8 @@
 
 mod cache;
 #[cfg(feature = "file")]
+mod deadline;
+#[cfg(feature = "file")]
 mod key_store;
 #[cfg(feature = "file")]
 mod persisted;

@@ -212,8 +212,12 @@ mod platform {
         match DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
             Err(error) => Err(error),
-            // Whatever the umask is.
-            Ok(()) => std::fs::set_permissions(path, Permissions::from_mode(0o700)),
+            Ok(()) => {
+                // Whatever the umask is.
+                std::fs::set_permissions(path, Permissions::from_mode(0o700))?;
+                // A file in a directory that a power cut takes away was not saved.
+                path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_directory)
+            }
         }
     }
 

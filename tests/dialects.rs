@@ -44,9 +44,9 @@ fn check_dialect(json: &str, environment: &str, now: u64, access: &str, refresh:
     assert_eq!(account.username(), "alice@contoso.com");
     let wanted =
         AccessTokenQuery::new(CLIENT).account(&account).realm(TENANT).scopes(["User.Read"]).at(at(now));
-    assert_eq!(cache.find_access_token(&wanted).unwrap().secret().expose(), access);
+    assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), access);
     let found = cache.find_refresh_token(&RefreshTokenQuery::new(CLIENT, &account)).unwrap();
-    assert_eq!(found.secret().expose(), refresh);
+    assert_eq!(found.expose(), refresh);
     assert!(cache.find_id_token(CLIENT, &account, Some(TENANT)).is_some());
 
     // A renewed token takes the place of the row, whatever its key looks like.
@@ -58,15 +58,16 @@ fn check_dialect(json: &str, environment: &str, now: u64, access: &str, refresh:
             .environment(environment)
             .realm(TENANT)
             .home_account_id(account.home_account_id())
-            .granted_scopes(cache.find_access_token(&wanted).unwrap().scopes().to_vec())
+            .granted_scopes(
+                cache.find_access_token(&wanted).unwrap().scopes().map(str::to_owned).collect::<Vec<_>>(),
+            )
             .sent_refresh_token(refresh)
             .grant_type("refresh_token")
             .received_at(at(now));
     cache.add(&response).unwrap();
     assert_eq!(cache.access_tokens().count(), rows, "no second row for the same token");
-    assert_eq!(cache.find_access_token(&wanted).unwrap().secret().expose(), "renewed");
-    let refresh_tokens: Vec<_> =
-        cache.refresh_tokens().map(|token| token.secret().expose().to_owned()).collect();
+    assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), "renewed");
+    let refresh_tokens: Vec<_> = cache.refresh_tokens().map(|token| token.expose().to_owned()).collect();
     assert_eq!(refresh_tokens, ["rotated"], "the token that was sent is nowhere any more");
 
     let removed = cache.remove_account(&account);
@@ -201,7 +202,7 @@ fn bad_rows_break_nothing() {
         ] {
             let mut cache = load(&json);
             let wanted = AccessTokenQuery::new("c").realm("r").scopes(["t"]).at(at(1_700_000_000));
-            assert_eq!(cache.find_access_token(&wanted).unwrap().secret().expose(), "s", "{row}");
+            assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), "s", "{row}");
             assert_eq!(
                 std::str::from_utf8(cache.serialize().json().expose()).unwrap(),
                 json,

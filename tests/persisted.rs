@@ -621,3 +621,126 @@ fn a_relative_or_linked_path_is_the_same_cache() {
     let dotted = bench.builder().directory(bench.directory().join("..").join("tokens")).open().unwrap();
     assert_eq!(dotted.path(), cache.path());
 }
+
+#[test]
+fn reading_and_changing_inside_a_read_is_no_deadlock() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let found = cache.read(|tokens| {
+        if tokens.accounts().is_empty() {
+            cache.add(&response("alice", "read")).unwrap();
+        }
+        assert!(has(&cache, "alice", "read"));
+        tokens.accounts().len()
+    });
+    assert_eq!(found.unwrap(), 0, "it goes on seeing the state it was called with");
+    assert!(has(&cache, "alice", "read"));
+}
+
+#[test]
+fn waiting_for_ever_can_be_asked_for() {
+    let bench = Bench::new();
+    let for_ever = bench
+        .builder()
+        .lock_timeout(Duration::MAX)
+        .key_timeout(Duration::MAX)
+        .rotation_timeout(Duration::MAX);
+    let cache = for_ever.open().unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    assert!(!cache.remove_account(&account("alice")).unwrap().is_rotation_pending());
+}
+
+/// A member of an imported cache must not be taken for the notes of this one.
+#[test]
+fn imported_content_cannot_have_keys_deleted() {
+    let bench = Bench::new();
+    let victim = bench.builder().directory(bench.base.path().join("victim")).open().unwrap();
+    victim.add(&response("alice", "read")).unwrap();
+    let hex = |id: Vec<u8>| id.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let id = hex(key_id(victim.path()));
+    let cache = bench.open();
+    let member = format!(r#""tokenseal":{{"rotation":"due","prepared":"{id}","retiring":"{id}"}}"#);
+    let json = format!(r#"{{{member},"AccessToken":{{}},{member}}}"#);
+    cache.update(|tokens| tokens.deserialize(json)).unwrap();
+    drop(cache);
+    let cache = bench.open();
+    cache.add(&response("bob", "read")).unwrap();
+    assert!(!cache.remove_account(&account("bob")).unwrap().is_rotation_pending());
+    assert_eq!(bench.keys.len(), 2);
+    drop(victim);
+    let victim = bench.builder().directory(bench.base.path().join("victim")).open().unwrap();
+    assert!(has(&victim, "alice", "read"));
+    assert!(
+        !cache
+            .read(|tokens| format!("{:?}", tokens.serialize().json().expose()))
+            .unwrap()
+            .contains("tokenseal")
+    );
+}
+
+/// Says that it has no entry while it is locked, and that deleting one worked.
+#[derive(Debug)]
+struct Forgetful(MemoryKeyStore, std::sync::atomic::AtomicBool);
+
+impl tokenseal::KeyStore for Forgetful {
+    fn description(&self) -> String {
+        "the forgetful store".into()
+    }
+    fn create(
+        &self,
+        name: &tokenseal::KeyName,
+        text: &tokenseal::Secret,
+    ) -> Result<(), tokenseal::KeyStoreError> {
+        self.0.create(name, text)
+    }
+    fn read(&self, name: &tokenseal::KeyName) -> Result<Option<tokenseal::Secret>, tokenseal::KeyStoreError> {
+        if self.1.load(Ordering::SeqCst) { Ok(None) } else { self.0.read(name) }
+    }
+    fn delete(&self, name: &tokenseal::KeyName) -> Result<(), tokenseal::KeyStoreError> {
+        if self.1.load(Ordering::SeqCst) { Ok(()) } else { self.0.delete(name) }
+    }
+}
+
+#[test]
+fn a_locked_store_that_says_no_such_entry_does_not_end_a_rotation() {
+    let bench = Bench::new();
+    let refusing = Arc::new(Refusing::new(&bench.keys));
+    let cache = bench.builder_with(refusing.clone()).open().unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    let old = fs::read(bench.file()).unwrap();
+    refusing.fails_at(&["delete"]);
+    assert!(cache.remove_account(&account("alice")).unwrap().is_rotation_pending());
+    let forgetful = Arc::new(Forgetful(bench.keys.clone(), false.into()));
+    let cache = bench.builder_with(forgetful.clone()).open().unwrap();
+    forgetful.1.store(true, Ordering::SeqCst);
+    let updated = cache.update(|tokens| tokens.add(&response("bob", "read"))).unwrap();
+    assert!(updated.is_rotation_pending(), "{:?}", updated.rotation());
+    forgetful.1.store(false, Ordering::SeqCst);
+    let updated = cache.update(|tokens| tokens.add(&response("bob", "write"))).unwrap();
+    assert!(!updated.is_rotation_pending());
+    replace(&bench, &old);
+    assert!(bench.builder().open().unwrap_err().is_key_lost(), "the old copy is shut");
+}
+
+#[test]
+fn many_removals_in_one_update_cost_what_they_cost_in_memory() {
+    let bench = Bench::new();
+    let accounts: Vec<String> = (0..10_000)
+        .map(|n| format!(r#""{n}":{{"home_account_id":"u{n}","environment":"idp.example","realm":"r"}}"#))
+        .collect();
+    let json = format!(r#"{{"Account":{{{}}}}}"#, accounts.join(","));
+    let remove_all = |tokens: &mut TokenCache| {
+        let started = std::time::Instant::now();
+        for n in 0..10_000 {
+            tokens.remove_account(&account(&format!("u{n}")));
+        }
+        started.elapsed()
+    };
+    let mut in_memory = TokenCache::new();
+    in_memory.deserialize(json.clone()).unwrap();
+    let alone = remove_all(&mut in_memory);
+    let cache = bench.open();
+    cache.update(|tokens| tokens.deserialize(json)).unwrap();
+    let within = cache.update(|tokens| Ok::<_, Error>(remove_all(tokens))).unwrap().into_value();
+    assert!(within < alone * 5 + Duration::from_millis(100), "{within:?}, and in memory {alone:?}");
+}

@@ -115,7 +115,11 @@ fn random() -> u64 {
 }
 
 fn tokens(cache: &PersistedTokenCache) -> HashSet<String> {
-    cache.read(|tokens| tokens.access_tokens().map(|token| token.scopes().join(" ")).collect()).unwrap()
+    cache
+        .read(|tokens| {
+            tokens.access_tokens().map(|token| token.scopes().collect::<Vec<_>>().join(" ")).collect()
+        })
+        .unwrap()
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn id_token(sub: &str) -> String {
 }
 
 fn secret(cache: &TokenCache, query: AccessTokenQuery) -> Option<String> {
-    cache.find_access_token(&query.at(at(NOW))).map(|token| token.secret().expose().to_owned())
+    cache.find_access_token(&query.at(at(NOW))).map(|token| token.expose().to_owned())
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn family_response(client: &str, foci: &str, refresh_token: &str, now: u64) -> T
 
 fn refresh_tokens(cache: &TokenCache, client: &str) -> Vec<String> {
     let found = cache.find_refresh_tokens(&RefreshTokenQuery::new(client, &Account::new("u", "e")));
-    found.iter().map(|token| token.secret().expose().to_owned()).collect()
+    found.iter().map(|token| token.expose().to_owned()).collect()
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn oauth2_responses_are_taken_as_they_are() {
     cache.add(&response.environment("e").realm("r").home_account_id("u")).unwrap();
     let wanted = AccessTokenQuery::new("app").account(&Account::new("u", "e")).scopes(["a", "b"]).at(at(NOW));
     let token = cache.find_access_token(&wanted).unwrap();
-    assert_eq!((token.secret().expose(), token.expires_on()), ("at", at(NOW + 3600)));
+    assert_eq!((token.expose(), token.expires_on()), ("at", at(NOW + 3600)));
     assert_eq!(refresh_tokens(&cache, "app"), ["rt"]);
 }
 
@@ -369,17 +369,22 @@ fn no_secret_is_in_any_debug() {
     let response = response(&json)
         .environment("e")
         .realm("r")
-        .sent_refresh_token("planted-s")
+        .token_endpoint("https://user:planted-u@idp.example/t")
+        .parameter("subject_token", "planted-t")
         .parameter("client_secret", "planted-c")
         .parameter("password", "planted-p");
     let mut cache = TokenCache::new();
+    let refused = cache.add(&response).unwrap_err();
+    let sent = TokenResponse::from_json("{}").unwrap().sent_refresh_token("planted-s");
+    let response = response.token_endpoint("https://idp.example/t");
     let added = cache.add(&response).unwrap();
     let account = added.account().unwrap();
-    let token = cache.find_access_token(&AccessTokenQuery::new("app").account(account).at(at(NOW))).unwrap();
+    let query = AccessTokenQuery::new("app").account(account).at(at(NOW));
+    let token = cache.find_access_token(&query.parameters([("subject_token", "planted-t")])).unwrap();
     let refresh = cache.find_refresh_token(&RefreshTokenQuery::new("app", account)).unwrap();
     let id = cache.find_id_token("app", account, None).unwrap();
     let shown = format!(
-        "{response:?} {cache:?} {added:?} {token:?} {refresh:?} {id:?} {:?} {:#?}",
+        "{refused:?} {refused} {sent:?} {response:?} {cache:?} {added:?} {token:?} {refresh:?} {id:?} {:?} {:#?}",
         cache.serialize(),
         cache
     );
@@ -387,6 +392,7 @@ fn no_secret_is_in_any_debug() {
     let kept = cache.serialize().into_json();
     let kept = std::str::from_utf8(kept.expose()).unwrap();
     assert!(!kept.contains("planted-c") && !kept.contains("planted-p") && !kept.contains("planted-s"));
+    assert!(!kept.contains("planted-t"), "only its hash is kept");
 }
 
 #[test]
@@ -414,4 +420,86 @@ fn many_changes_leave_the_cache_as_a_fresh_one_would_be() {
         let named = tokenseal::AccountQuery::new().username(name);
         assert_eq!(cache.find_accounts(&named), fresh.find_accounts(&named));
     }
+}
+
+#[test]
+fn a_refresh_does_not_bring_a_signed_out_account_back() {
+    let mut cache = TokenCache::new();
+    let _ = cache.add(&family_response("app", "", "rt0", NOW)).unwrap();
+    let late = || family_response("app", "", "rt1", NOW + 9).sent_refresh_token("rt0");
+    assert!(!cache.clone().add(&late()).unwrap().is_signed_out());
+    cache.remove_account(&Account::new("u", "e"));
+    let before = cache.serialize();
+    for late in [late(), family_response("app", "", "rt1", NOW + 9).without_account()] {
+        let added = cache.add(&late).unwrap();
+        assert!(added.is_signed_out() && added.account().is_none());
+    }
+    assert_eq!(cache.serialize().json().expose(), before.json().expose());
+    assert_eq!((cache.refresh_tokens().count(), cache.access_tokens().count()), (0, 0));
+}
+
+#[test]
+fn a_refresh_of_an_old_session_leaves_the_token_of_a_newer_sign_in() {
+    let mut cache = TokenCache::new();
+    let _ = cache.add(&family_response("app", "", "rt0", NOW)).unwrap();
+    cache.remove_account(&Account::new("u", "e"));
+    let _ = cache.add(&family_response("app", "", "newer", NOW + 5)).unwrap();
+    let _ = cache.add(&family_response("app", "", "rt1", NOW + 9).sent_refresh_token("rt0")).unwrap();
+    assert_eq!(refresh_tokens(&cache, "app"), ["newer"]);
+}
+
+#[test]
+fn an_odd_foci_harms_nothing() {
+    let deep = format!(r#","foci":{}1{}"#, "[".repeat(120), "]".repeat(120));
+    for (foci, family) in [
+        (deep.as_str(), Some("1")),
+        (r#","foci":"""#, Some("1")),
+        (r#","foci":false"#, Some("1")),
+        (r#","foci":null"#, Some("1")),
+        (r#","foci":2"#, Some("2")),
+    ] {
+        let mut cache = TokenCache::new();
+        let _ = cache.add(&family_response("one", r#","foci":"1""#, "f", NOW)).unwrap();
+        let _ = cache.add(&family_response("one", foci, "g", NOW + 1)).unwrap();
+        assert_eq!(cache.clone().find_app_metadata("one", "e").unwrap().family_id(), family, "{foci}");
+    }
+}
+
+#[test]
+fn rows_that_do_not_say_whose_or_where_they_are_can_be_removed() {
+    let json = r#"{"RefreshToken":{
+        "a":{"secret":"ownerless","home_account_id":null,"environment":"e","client_id":"app"},
+        "b":{"secret":"placeless","home_account_id":"u","client_id":"app"},
+        "c":{"secret":"elsewhere","home_account_id":"u","environment":"f","client_id":"app"}}}"#;
+    let mut cache = TokenCache::new();
+    cache.deserialize(json).unwrap();
+    let ownerless = cache.refresh_tokens().next().unwrap();
+    assert_eq!(cache.remove_refresh_token(&ownerless).refresh_tokens(), 1);
+    assert_eq!(cache.remove_account(&Account::new("u", "e")).refresh_tokens(), 1);
+    assert_eq!(
+        cache.refresh_tokens().map(|token| token.expose().to_owned()).collect::<Vec<_>>(),
+        ["elsewhere"]
+    );
+}
+
+#[test]
+fn adding_costs_the_same_with_many_tokens_of_one_owner() {
+    let mut cache = TokenCache::new();
+    let mut add = |count: usize, from: usize| {
+        let started = std::time::Instant::now();
+        for number in from..from + count {
+            let app = response(r#"{"access_token":"x","expires_in":600}"#).environment("e").realm("r");
+            let _ = cache.add(&app.parameter("fmi_path", number.to_string())).unwrap();
+            let user = response(r#"{"access_token":"x","expires_in":600}"#).environment("e").realm("r");
+            let _ = cache.add(&user.home_account_id("u").requested_scopes([number.to_string()])).unwrap();
+        }
+        started.elapsed()
+    };
+    let first = add(500, 0);
+    add(7_000, 500);
+    let last = add(500, 7_500);
+    assert!(
+        last < first * 20 + Duration::from_millis(200),
+        "{first:?} for the first 500, {last:?} for the last"
+    );
 }

@@ -50,15 +50,15 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
         let wanted = AccessTokenQuery::new(CLIENT_ID).account(&account).scopes([SCOPE]);
         if let Some(token) = cache.find_access_token(&wanted)? {
             println!("Signed in as {} already.", account.username());
-            return Ok(token.secret().clone());
+            return Ok(token.secret());
         }
         for refresh_token in cache.find_refresh_tokens(&RefreshTokenQuery::new(CLIENT_ID, &account))? {
-            if let Ok(response) = refresh(refresh_token.secret()) {
+            if let Ok(response) = refresh(&refresh_token.secret()) {
                 println!("Signed in as {} already; the token was refreshed.", account.username());
-                cache.add(&response.sent_refresh_token(refresh_token.secret().clone()).without_account())?;
+                cache.add(&response.sent_refresh_token(refresh_token.secret()).without_account())?;
                 return cache
                     .find_access_token(&wanted)?
-                    .map(|token| token.secret().clone())
+                    .map(|token| token.secret())
                     .ok_or("no token".into());
             }
         }
@@ -69,7 +69,7 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     let account = added.account().ok_or("the provider did not say who signed in")?;
     println!("Signed in as {}. Run this again: no sign-in will be needed.", account.username());
     let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]);
-    cache.find_access_token(&wanted)?.map(|token| token.secret().clone()).ok_or("no token".into())
+    cache.find_access_token(&wanted)?.map(|token| token.secret()).ok_or("no token".into())
 }
 
 /// Signs in by the device-code flow (RFC 8628).
@@ -111,7 +111,10 @@ fn show(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
         println!("{} at {}, realms {:?}", account.username(), account.environment(), account.realms());
     }
     for (scopes, expires_on) in cache.read(|tokens| {
-        tokens.access_tokens().map(|token| (token.scopes().join(" "), token.expires_on())).collect::<Vec<_>>()
+        tokens
+            .access_tokens()
+            .map(|token| (token.scopes().collect::<Vec<_>>().join(" "), token.expires_on()))
+            .collect::<Vec<_>>()
     })? {
         match expires_on.duration_since(SystemTime::now()) {
             Ok(left) => println!("  a token for {scopes}, valid for {} s", left.as_secs()),

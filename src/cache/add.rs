@@ -6,12 +6,12 @@ use super::account::Account;
 use super::claims::Claims;
 use super::environment;
 use super::error::CacheError;
-use super::fields::{Field, Fields, ext_cache_key};
+use super::fields::{Field, Fields};
 use super::json;
 use super::map_key::KeyParts;
 use super::response::TokenResponse;
 use super::row_text::{RowFields, Value, with_fields};
-use super::rows::{Kind, Lookup, RowId, RowText};
+use super::rows::{Kind, RowId, RowText};
 use super::{TokenCache, unix_seconds};
 use crate::secret::Secret;
 
@@ -26,12 +26,19 @@ const SIGN_IN_GRANTS: [&str; 5] =
 #[derive(Debug, Clone)]
 pub struct Added {
     account: Option<Account>,
+    is_signed_out: bool,
 }
 
 impl Added {
     /// The account that the tokens belong to; `None` for tokens of the application itself.
     pub fn account(&self) -> Option<&Account> {
         self.account.as_ref()
+    }
+
+    /// Whether nothing was added: the response answers a refresh, and its account was signed out
+    /// since the refresh began.
+    pub fn is_signed_out(&self) -> bool {
+        self.is_signed_out
     }
 }
 
@@ -48,8 +55,7 @@ struct Derived<'a> {
     access_token: Option<Secret>,
     refresh_token: Option<Secret>,
     id_token: Option<Secret>,
-    /// The raw value of the response's `foci`.
-    family: Option<&'a str>,
+    family: Option<String>,
 }
 
 impl<'a> Derived<'a> {
@@ -83,7 +89,7 @@ impl<'a> Derived<'a> {
             access_token,
             refresh_token,
             id_token,
-            family: body.raw("foci"),
+            family: family(response),
             response,
         })
     }
@@ -146,6 +152,17 @@ fn home_account_id(
     Ok(id_claims.and_then(|claims| claims.text("sub")))
 }
 
+/// The response's `foci`. A number is taken for its digits; anything else names no family.
+fn family(response: &TokenResponse) -> Option<String> {
+    let raw = response.body.raw("foci")?;
+    let family = if raw.bytes().all(|byte| byte.is_ascii_digit()) {
+        raw.into()
+    } else {
+        json::decode(raw)?.into_owned()
+    };
+    (!family.is_empty()).then_some(family)
+}
+
 fn target(response: &TokenResponse) -> Result<String, CacheError> {
     let scope = response.body.text_of("scope")?;
     let mut scopes: Vec<&str> = match (&response.granted_scopes, &scope) {
@@ -169,10 +186,14 @@ impl TokenCache {
     /// if the cache cannot take them. Nothing is changed then.
     pub fn add(&mut self, response: &TokenResponse) -> Result<Added, CacheError> {
         let derived = Derived::of(response)?;
+        let is_refresh = !response.establishes_account || response.sent_refresh_token.is_some();
+        if is_refresh && self.is_signed_out(&derived) {
+            return Ok(Added { account: None, is_signed_out: true });
+        }
         let (expires_on, extended_expires_on) = derived.expiry()?;
         let refresh_in = response.body.seconds_of("refresh_in")?;
         let token_type = response.body.text_of("token_type")?;
-        let account_is_written = derived.home_account_id.is_some() && response.establishes_account;
+        let account_is_written = derived.home_account_id.is_some() && !is_refresh;
         for (kind, is_written) in [
             (Kind::AccessToken, derived.access_token.is_some()),
             (Kind::Account, account_is_written),
@@ -213,7 +234,16 @@ impl TokenCache {
                 Account::bare(home_account_id, environment, realm)
             })
         });
-        Ok(Added { account })
+        Ok(Added { account, is_signed_out: false })
+    }
+
+    /// Whether there is neither a row of the account nor one that holds the refresh token sent.
+    fn is_signed_out(&self, derived: &Derived<'_>) -> bool {
+        let Some(owner) = &derived.home_account_id else { return false };
+        let environment = derived.environment.as_deref().unwrap_or_default();
+        [Kind::Account, Kind::RefreshToken]
+            .into_iter()
+            .all(|kind| self.rows_of(kind, owner, environment).is_empty())
     }
 
     fn add_access_token(
@@ -223,7 +253,7 @@ impl TokenCache {
         token_type: &str,
         times: &AccessTokenTimes,
     ) {
-        let ext_cache_key = ext_cache_key(&derived.response.ext_components());
+        let ext_cache_key = derived.response.ext_cache_key();
         let key_id = derived.response.key_id();
         let parts = KeyParts { ext_cache_key: ext_cache_key.as_deref(), ..derived.parts() };
         let mut row = RowFields::default();
@@ -310,6 +340,10 @@ impl TokenCache {
         if self.renew_sent_refresh_token(derived, secret, &modified) {
             return;
         }
+        if derived.response.sent_refresh_token.is_some() && self.has_refresh_token(derived) {
+            // The one that was sent is gone and another came: a newer sign-in, which this must not undo.
+            return;
+        }
         let mut row = RowFields::default();
         row.put("credential_type", Value::Text("RefreshToken"));
         row.put("secret", Value::Text(secret.expose()));
@@ -318,18 +352,27 @@ impl TokenCache {
         row.put("client_id", derived.client_id);
         row.put("target", Value::Text(&derived.target));
         row.put("last_modification_time", Value::Text(&modified));
-        if let Some(family) = derived.family {
-            row.put("family_id", Value::Raw(family));
+        if let Some(family) = &derived.family {
+            row.put("family_id", Value::Text(family));
         }
-        let family = derived.family.and_then(json::decode);
         // The other SDKs write no target: their one row for the client is the one that is renewed.
         let is_same_token = |fields: &Fields<'_>| {
-            fields.text(Field::FamilyId) == family && fields.text(Field::UserAssertionHash).is_none()
+            fields.text(Field::FamilyId).as_deref() == derived.family.as_deref()
+                && fields.text(Field::UserAssertionHash).is_none()
         };
         match self.slot(Kind::RefreshToken, &derived.parts(), is_same_token) {
             Slot::Taken(old) => self.rewrite(Kind::RefreshToken, old, |key, _| row.write(key)),
             Slot::Free(key) => self.rows.insert(Kind::RefreshToken, row.write(&key)),
         }
+    }
+
+    /// Whether the client has a refresh token of this user.
+    fn has_refresh_token(&self, derived: &Derived<'_>) -> bool {
+        let Some(owner) = &derived.home_account_id else { return false };
+        let environment = derived.environment.as_deref().unwrap_or_default();
+        let rows = self.rows_of(Kind::RefreshToken, owner, environment);
+        let client_id = derived.client_id.unwrap_or_default();
+        rows.into_iter().any(|row| self.rows.fields(row).is(Field::ClientId, client_id))
     }
 
     /// Puts a rotated refresh token in every row that holds the one it replaces.
@@ -354,8 +397,8 @@ impl TokenCache {
         let mut row = RowFields::default();
         row.put("client_id", derived.client_id);
         row.put("environment", derived.environment.as_deref());
-        if let Some(family) = derived.family {
-            row.put("family_id", Value::Raw(family));
+        if let Some(family) = &derived.family {
+            row.put("family_id", Value::Text(family));
         }
         match self.slot(Kind::AppMetadata, &derived.parts(), |_| true) {
             Slot::Taken(old) => self.rewrite(Kind::AppMetadata, old, |key, value| row.merge(key, value)),
@@ -364,30 +407,26 @@ impl TokenCache {
     }
 
     /// Finds the row that a new one renews, whichever SDK wrote it, or a key that is free.
-    fn slot(&self, kind: Kind, parts: &KeyParts<'_>, is_same_token: impl Fn(&Fields<'_>) -> bool) -> Slot {
-        let holder = |key: &str| {
-            let is_here = |&row: &RowId| self.rows.map_key(row).is_some_and(|found| found == key);
-            self.rows.candidates(Lookup::MapKey(kind, key)).find(is_here)
-        };
-        let is_it = |&row: &RowId| self.is_same_row(kind, row, parts);
+    fn slot(
+        &mut self,
+        kind: Kind,
+        parts: &KeyParts<'_>,
+        is_same_token: impl Fn(&Fields<'_>) -> bool,
+    ) -> Slot {
         let plain = parts.map_key(kind);
-        let in_the_way = holder(&plain);
-        if let Some(row) = in_the_way.filter(is_it) {
+        let in_the_way = self.rows.under_map_key(kind, &plain);
+        if let Some(row) = in_the_way.filter(|&row| self.is_same_row(kind, row, parts)) {
             return Slot::Taken(row);
         }
-        let lookup = match kind {
-            Kind::AppMetadata => Lookup::Client(parts.client_id),
-            Kind::AccessToken if parts.home_account_id.is_empty() => {
-                Lookup::AppInRealm(parts.client_id, parts.realm)
-            }
-            _ => Lookup::Owner(kind, parts.home_account_id),
-        };
-        let mut under_other_keys = self.rows.candidates(lookup).filter(is_it);
-        if let Some(row) = under_other_keys.find(|&row| is_same_token(&self.rows.fields(row))) {
+        let under_other_keys = self.rows.of_identity(kind, parts);
+        let renewed = under_other_keys
+            .into_iter()
+            .find(|&row| self.is_same_row(kind, row, parts) && is_same_token(&self.rows.fields(row)));
+        if let Some(row) = renewed {
             return Slot::Taken(row);
         }
         let key = if in_the_way.is_none() { plain } else { parts.distinct_map_key(kind) };
-        holder(&key).map_or_else(|| Slot::Free(json::encoded(&key)), Slot::Taken)
+        self.rows.under_map_key(kind, &key).map_or_else(|| Slot::Free(json::encoded(&key)), Slot::Taken)
     }
 
     /// Whether a row is the one that `parts` name, by its fields.

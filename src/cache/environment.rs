@@ -44,6 +44,12 @@ impl EnvironmentAliases {
         Self(Arc::new(groups))
     }
 
+    /// One name for all hosts of a group.
+    pub(crate) fn canonical(&self, host: &str) -> String {
+        let group = self.group(host).and_then(|group| group.first());
+        group.cloned().unwrap_or_else(|| host.to_ascii_lowercase())
+    }
+
     /// Whether `a` and `b` are one environment. Hosts are compared without regard to case.
     pub(crate) fn same(&self, a: &str, b: &str) -> bool {
         a.eq_ignore_ascii_case(b)

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
 
-use super::json;
+use super::json::{self, Span};
 use crate::secret::Secret;
 
 /// What a field means. The spellings stand in [`Field::of`].
@@ -81,36 +81,80 @@ impl Field {
 /// The raw values of one row's known fields. Of a name that stands twice, the last one counts, as
 /// in every SDK.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Fields<'a>([Option<&'a str>; FIELD_COUNT]);
+pub(crate) struct Fields<'a> {
+    raw: [Option<&'a str>; FIELD_COUNT],
+    /// Whether strings may have escapes in them.
+    has_escapes: bool,
+}
+
+/// What is known about the text of a row from when it was first read, so that a lookup need not walk
+/// over its token again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    /// Where the raw value of the secret stands in the row's value.
+    pub(crate) secret: Span,
+    pub(crate) has_escapes: bool,
+}
+
+impl Shape {
+    pub(crate) const UNKNOWN: Self = Self { secret: Span { start: 0, end: 0 }, has_escapes: true };
+}
 
 impl<'a> Fields<'a> {
-    pub(crate) const EMPTY: Self = Self([None; FIELD_COUNT]);
+    pub(crate) const EMPTY: Self = Self { raw: [None; FIELD_COUNT], has_escapes: true };
 
     /// Reads the fields of `object`, the raw JSON of a row.
     pub(crate) fn read(object: &'a str) -> Self {
-        let mut fields = Self::EMPTY;
-        json::members(object, |key, value| fields.put(key, value));
+        Self::read_known(object, Shape::UNKNOWN)
+    }
+
+    /// Reads the fields of a row whose shape is known.
+    pub(crate) fn read_known(object: &'a str, shape: Shape) -> Self {
+        let mut fields = Self { has_escapes: shape.has_escapes, ..Self::EMPTY };
+        json::members_around(object, shape.secret, |key, value| fields.put(key, value));
         fields
+    }
+
+    /// Where the raw value of the secret stands in `object`, from which these fields were read.
+    pub(crate) fn secret_place(&self, object: &str) -> Span {
+        let place = |raw: &str| {
+            let start = raw.as_ptr().addr().checked_sub(object.as_ptr().addr())?;
+            Some(Span { start, end: start + raw.len() })
+        };
+        self.raw(Field::Secret).and_then(place).unwrap_or_default()
     }
 
     pub(crate) fn put(&mut self, raw_key: &str, raw_value: &'a str) {
         if let Some(field) = Field::of_raw(raw_key) {
-            self.0[field as usize] = Some(raw_value);
+            self.raw[field as usize] = Some(raw_value);
         }
     }
 
     fn raw(&self, field: Field) -> Option<&'a str> {
-        self.0[field as usize]
+        self.raw[field as usize]
+    }
+
+    fn decode(&self, raw: &'a str) -> Option<Cow<'a, str>> {
+        if self.has_escapes { json::decode(raw) } else { json::unquoted(raw).map(Cow::Borrowed) }
+    }
+
+    fn decoded_len(&self, raw: &str) -> Option<usize> {
+        if self.has_escapes { json::decoded_len(raw) } else { json::unquoted(raw).map(str::len) }
     }
 
     /// The text of a field; `None` where it is missing, null, empty or no string.
     pub(crate) fn text(&self, field: Field) -> Option<Cow<'a, str>> {
-        json::decode(self.raw(field)?).filter(|text| !text.is_empty())
+        self.decode(self.raw(field)?).filter(|text| !text.is_empty())
     }
 
     /// Whether the field's text is `wanted`.
     pub(crate) fn is(&self, field: Field, wanted: &str) -> bool {
         self.text(field).is_some_and(|text| text == wanted)
+    }
+
+    /// Whether there is a token that can be read.
+    pub(crate) fn has_secret(&self) -> bool {
+        self.raw(Field::Secret).and_then(|raw| self.decoded_len(raw)).is_some_and(|length| length > 0)
     }
 
     /// The token of a credential row.
@@ -122,7 +166,7 @@ impl<'a> Fields<'a> {
     /// (older Python), negative (.NET's "never set", taken for missing), null or "".
     pub(crate) fn time(&self, field: Field) -> Option<i64> {
         let raw = self.raw(field)?;
-        let text = if raw.starts_with('"') { json::decode(raw)? } else { Cow::Borrowed(raw) };
+        let text = if raw.starts_with('"') { self.decode(raw)? } else { Cow::Borrowed(raw) };
         parse_time(&text).filter(|&seconds| seconds > 0)
     }
 
@@ -132,10 +176,24 @@ impl<'a> Fields<'a> {
         extended.or_else(|| self.time(Field::ExpiresOn))
     }
 
-    /// The scopes of the target, in the order written.
-    pub(crate) fn scopes(&self) -> Vec<String> {
-        self.text(Field::Target)
-            .map_or_else(Vec::new, |target| split_scopes(&target).map(str::to_owned).collect())
+    /// The texts of some fields, one after the other in one block, and where each ends. A field
+    /// without text adds nothing.
+    pub(crate) fn joined<const N: usize>(&self, fields: [Field; N]) -> Option<(Secret, [u32; N])> {
+        let (mut ends, mut length) = ([0; N], 0);
+        for (field, end) in fields.into_iter().zip(&mut ends) {
+            length += self.raw(field).and_then(|raw| self.decoded_len(raw)).unwrap_or(0);
+            *end = u32::try_from(length).ok()?;
+        }
+        // Of the final size, so that no part is left behind in a smaller block.
+        let mut texts = String::with_capacity(length);
+        for raw in fields.into_iter().filter_map(|field| self.raw(field)) {
+            if self.has_escapes {
+                json::decode_into(raw, &mut texts);
+            } else {
+                texts.push_str(json::unquoted(raw).unwrap_or_default());
+            }
+        }
+        Some((Secret::from(texts), ends))
     }
 
     /// Whether the target holds every one of `wanted`.
@@ -165,13 +223,14 @@ impl<'a> Fields<'a> {
                     components.push((key.into_owned(), value.into_owned()));
                 }
             });
-            ext_cache_key(&components).map(Cow::Owned)
+            ext_cache_key(components.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+                .map(Cow::Owned)
         })
     }
 }
 
 /// Scopes stand apart by spaces; very old Python caches hold the printed form of a list.
-fn split_scopes(target: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn split_scopes(target: &str) -> impl Iterator<Item = &str> {
     let printed_list = target.starts_with("['") && target.ends_with("']");
     target.split_ascii_whitespace().map(move |scope| {
         if printed_list { scope.trim_matches(|c| matches!(c, '[' | ']' | '\'' | ',')) } else { scope }
@@ -192,17 +251,16 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
 /// The extended cache key of request parameters, as msal (Python) 1.39 and MSAL Go make it: names
 /// sorted, each name and value with its length in bytes before it, SHA-256, base64url, lower case.
 /// Parameters with an empty value do not count; without any that counts there is no key.
-pub(crate) fn ext_cache_key(components: &[(String, String)]) -> Option<String> {
-    let mut components: Vec<_> = components.iter().filter(|(_, value)| !value.is_empty()).collect();
+pub(crate) fn ext_cache_key<'a>(components: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
+    let mut components: Vec<_> = components.filter(|(_, value)| !value.is_empty()).collect();
     if components.is_empty() {
         return None;
     }
     components.sort_unstable();
     let mut hash = Sha256::new();
-    for (name, value) in components {
-        for part in [name, value] {
-            hash.update(format!("{}:{part}", part.len()));
-        }
+    for part in components.into_iter().flat_map(|(name, value)| [name, value]) {
+        hash.update(format!("{}:", part.len()));
+        hash.update(part);
     }
     let mut text = [0; 43];
     let text = base64ct::Encoder::<base64ct::Base64UrlUnpadded>::new(&mut text)
@@ -215,10 +273,6 @@ pub(crate) fn ext_cache_key(components: &[(String, String)]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect()
-    }
-
     #[test]
     fn ext_cache_keys_are_those_of_msal() {
         for (components, expected) in [
@@ -230,10 +284,10 @@ mod tests {
             (&[("fmi_pat", "hvalue")], "tjtm16m-suk2_bkniblr25lyuki40qyceco7knuyu0k"),
             (&[("é", "é")], "xskzaoz4ibr3mznftyxctvg1ptuh-0fuzpty7ndbfls"),
         ] {
-            assert_eq!(ext_cache_key(&pairs(components)).as_deref(), Some(expected));
+            assert_eq!(ext_cache_key(components.iter().copied()).as_deref(), Some(expected));
         }
-        assert_eq!(ext_cache_key(&[]), None);
-        assert_eq!(ext_cache_key(&pairs(&[("fmi_path", "")])), None);
+        assert_eq!(ext_cache_key([].into_iter()), None);
+        assert_eq!(ext_cache_key([("fmi_path", "")].into_iter()), None);
     }
 
     #[test]
@@ -277,8 +331,7 @@ mod tests {
         let fields = Fields::read(r#"{"target":"b  a"}"#);
         assert!(fields.has_scopes_of("a b") && !fields.has_scopes_of("a") && !fields.has_scopes_of("a b c"));
         assert!(fields.covers(&["a".into()]) && fields.covers(&[]) && !fields.covers(&["c".into()]));
-        let printed = Fields::read(r#"{"target":"['profile', 'openid']"}"#);
-        assert_eq!(printed.scopes(), ["profile", "openid"]);
+        assert_eq!(split_scopes("['profile', 'openid']").collect::<Vec<_>>(), ["profile", "openid"]);
         assert!(!Fields::read(r#"{"target":null}"#).covers(&["a".into()]));
     }
 }

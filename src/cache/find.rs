@@ -1,6 +1,7 @@
 //! Lookups. Each asks the index for a few rows and compares their fields.
 
 use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use super::account::Account;
@@ -22,19 +23,19 @@ impl TokenCache {
             .saturating_add(i64::try_from(query.skew.as_secs()).unwrap_or(i64::MAX));
         let lookup = match (&query.owner.home_account_id, &query.realm) {
             (Some(owner), _) => Lookup::Owner(Kind::AccessToken, owner),
-            (None, Some(realm)) => Lookup::AppInRealm(&query.client_id, realm),
+            (None, Some(realm)) => {
+                Lookup::AppInRealm(&query.client_id, realm, query.ext_cache_key.as_deref())
+            }
             (None, None) => Lookup::App(&query.client_id),
         };
         let found = self.rows.candidates(lookup).filter_map(|row| {
             let fields = self.rows.fields(row);
             let expires_on = fields.time(Field::ExpiresOn).filter(|&time| time > valid_at)?;
-            let is_wanted = self.is_wanted(&fields, query);
+            let is_wanted = self.is_wanted(&fields, query) && fields.has_secret();
             is_wanted.then(|| ((is_exact_environment(&fields, query), expires_on), fields))
         });
-        let mut found: Vec<_> = found.collect();
-        found.sort_by_key(|(rank, _)| Reverse(*rank));
-        // The best one whose secret can be read.
-        found.into_iter().find_map(|(_, fields)| AccessToken::read(&fields))
+        let best = found.reduce(|best, next| if next.0 > best.0 { next } else { best });
+        AccessToken::read(&best?.1)
     }
 
     fn is_wanted(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
@@ -147,7 +148,8 @@ impl TokenCache {
             (None, Some(username)) => self.owners_named(username),
             (None, None) => self.rows.all(Kind::Account).collect(),
         };
-        let mut numbers = std::collections::HashMap::<String, Vec<usize>>::new();
+        let mut numbers = HashMap::<(String, String), usize>::new();
+        let mut realms = HashSet::<(usize, String)>::new();
         for row in rows {
             let fields = self.rows.fields(row);
             let Some(id) = fields.text(Field::HomeAccountId) else { continue };
@@ -157,14 +159,16 @@ impl TokenCache {
                 continue;
             }
             let environment = fields.text(Field::Environment).unwrap_or_default();
-            let same_id = numbers.entry(id.clone().into_owned()).or_default();
-            let known =
-                same_id.iter().find(|&&at| self.aliases.same(&accounts[at].environment, &environment));
-            let at = known.copied().unwrap_or_else(|| {
-                accounts.push(Account::new(&*id, &*environment));
-                same_id.push(accounts.len() - 1);
+            let key = (id.into_owned(), self.aliases.canonical(&environment));
+            let at = *numbers.entry(key).or_insert_with_key(|(id, _)| {
+                accounts.push(Account::new(id, &*environment));
                 accounts.len() - 1
             });
+            if let Some(realm) = fields.text(Field::Realm)
+                && realms.insert((at, realm.clone().into_owned()))
+            {
+                accounts[at].realms.push(realm.into_owned());
+            }
             merge_account(&mut accounts[at], &fields);
         }
         if let Some(username) = &query.username {
@@ -213,9 +217,6 @@ impl TokenCache {
 
 fn merge_account(account: &mut Account, fields: &Fields<'_>) {
     let text = |field| fields.text(field).map(std::borrow::Cow::into_owned);
-    if let Some(realm) = text(Field::Realm).filter(|realm| !account.realms.contains(realm)) {
-        account.realms.push(realm);
-    }
     account.username = text(Field::Username).unwrap_or(std::mem::take(&mut account.username));
     let last = |old: &mut Option<String>, field| *old = text(field).or(old.take());
     last(&mut account.name, Field::Name);

@@ -20,7 +20,7 @@ pub(crate) struct Malformed {
 }
 
 /// A range of bytes in the scanned text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: usize,
     pub(crate) end: usize,
@@ -32,13 +32,21 @@ pub(crate) struct Scanner<'a> {
     text: &'a [u8],
     at: usize,
     depth: usize,
+    has_escapes: bool,
+    /// A value that was scanned before and need not be looked at again.
+    known: Span,
 }
 
 type Scanned<T> = Result<T, Malformed>;
 
 impl<'a> Scanner<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
-        Self { text: text.as_bytes(), at: 0, depth: 0 }
+        Self { text: text.as_bytes(), at: 0, depth: 0, has_escapes: false, known: Span::default() }
+    }
+
+    /// Whether a string with an escape was walked over since this was last asked.
+    pub(crate) fn take_has_escapes(&mut self) -> bool {
+        std::mem::take(&mut self.has_escapes)
     }
 
     /// The next byte that is no white space, which stays where it is.
@@ -89,6 +97,10 @@ impl<'a> Scanner<'a> {
     pub(crate) fn value(&mut self) -> Scanned<Span> {
         let first = self.peek();
         let start = self.at;
+        if start == self.known.start && self.known.end > start {
+            self.at = self.known.end;
+            return Ok(self.known);
+        }
         match first {
             Some(b'"') => {
                 self.string()?;
@@ -134,6 +146,7 @@ impl<'a> Scanner<'a> {
                     return Ok(Span { start, end: self.at });
                 }
                 Some(b'\\') => {
+                    self.has_escapes = true;
                     self.at += 1;
                     match self.text.get(self.at) {
                         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
@@ -263,8 +276,13 @@ impl<'a> Scanner<'a> {
 
 /// Calls `member` with the raw key and the raw value of each member of `object`, an object that
 /// was scanned before. Anything else has no members.
-pub(crate) fn members<'a>(object: &'a str, mut member: impl FnMut(&'a str, &'a str)) {
-    let mut scanner = Scanner::new(object);
+pub(crate) fn members<'a>(object: &'a str, member: impl FnMut(&'a str, &'a str)) {
+    members_around(object, Span::default(), member);
+}
+
+/// Like [`members`], where the place of one long value is known already.
+pub(crate) fn members_around<'a>(object: &'a str, known: Span, mut member: impl FnMut(&'a str, &'a str)) {
+    let mut scanner = Scanner { known, ..Scanner::new(object) };
     if scanner.peek() == Some(b'{') {
         let _scanned_before = scanner.object(|scanner, key| {
             let value = scanner.value()?;
@@ -274,12 +292,17 @@ pub(crate) fn members<'a>(object: &'a str, mut member: impl FnMut(&'a str, &'a s
     }
 }
 
+/// What stands between the quotes of a raw JSON string.
+pub(crate) fn unquoted(raw: &str) -> Option<&str> {
+    raw.strip_prefix('"')?.strip_suffix('"')
+}
+
 /// The text of a raw JSON string; `None` if `raw` is no string, or not one that UTF-8 can hold
 /// (half of a surrogate pair).
 ///
 /// Only a string with escapes is copied. Never call this for a secret: see [`decode_secret`].
 pub(crate) fn decode(raw: &str) -> Option<Cow<'_, str>> {
-    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    let inner = unquoted(raw)?;
     if !has_escape(inner) {
         return Some(Cow::Borrowed(inner));
     }
@@ -290,20 +313,39 @@ pub(crate) fn decode(raw: &str) -> Option<Cow<'_, str>> {
 
 /// Like [`decode`], but what it copies is wiped: into a block of the final size, never a growing one.
 pub(crate) fn decode_secret(raw: &str) -> Option<Secret> {
-    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    let inner = unquoted(raw)?;
     if !has_escape(inner) {
         return Some(Secret::from(inner));
     }
-    let mut length = 0;
-    unescape(inner, |part| length += part.len())?;
-    let mut text = String::with_capacity(length);
-    unescape(inner, |part| text.push_str(part))?;
+    let mut text = String::with_capacity(decoded_len(raw)?);
+    decode_into(raw, &mut text);
     Some(Secret::from(text))
 }
 
 /// Looks at every byte, which vector instructions do faster than a search that may stop early.
 fn has_escape(inner: &str) -> bool {
     inner.bytes().fold(0, |found, byte| found | u8::from(byte == b'\\')) != 0
+}
+
+/// The length of the text of a raw JSON string; `None` where [`decode`] gives none.
+pub(crate) fn decoded_len(raw: &str) -> Option<usize> {
+    let inner = unquoted(raw)?;
+    if !has_escape(inner) {
+        return Some(inner.len());
+    }
+    let mut length = 0;
+    unescape(inner, |part| length += part.len())?;
+    Some(length)
+}
+
+/// Appends the text of a raw JSON string, or nothing where it has none.
+pub(crate) fn decode_into(raw: &str, text: &mut String) {
+    let Some(inner) = unquoted(raw) else { return };
+    if !has_escape(inner) {
+        text.push_str(inner);
+    } else if decoded_len(raw).is_some() {
+        let _checked = unescape(inner, |part| text.push_str(part));
+    }
 }
 
 /// Hands out the parts of a JSON string's text in order.

@@ -4,8 +4,12 @@
 //! key; and other SDKs make other keys for the same row. A key is therefore only a slot. Which row
 //! it is, its fields say.
 
+use std::collections::HashSet;
+
 use sha2::{Digest, Sha256};
 
+use super::fields::split_scopes;
+use super::index::Index;
 use super::rows::Kind;
 
 /// The fields that make up a map key.
@@ -39,6 +43,25 @@ impl KeyParts<'_> {
             Kind::AppMetadata => return format!("appmetadata-{environment}-{client_id}"),
         }
         .to_lowercase()
+    }
+
+    /// A hash by which the row is found whatever its map key is and whatever order its scopes have.
+    /// The environment does not count, for it is compared without regard to case.
+    pub(crate) fn hash(&self, kind: Kind, index: &Index) -> u64 {
+        let Self { home_account_id, client_id, realm, target, ext_cache_key, .. } = *self;
+        let scopes = || {
+            let scopes: HashSet<&str> = split_scopes(target).collect();
+            scopes.into_iter().fold(0_u64, |sum, scope| sum.wrapping_add(index.hash(&scope)))
+        };
+        match kind {
+            Kind::AccessToken => {
+                index.hash(&(kind, home_account_id, client_id, realm, scopes(), ext_cache_key))
+            }
+            Kind::RefreshToken => index.hash(&(kind, home_account_id, client_id, scopes())),
+            Kind::IdToken => index.hash(&(kind, home_account_id, client_id, realm)),
+            Kind::Account => index.hash(&(kind, home_account_id, realm)),
+            Kind::AppMetadata => index.hash(&(kind, client_id)),
+        }
     }
 
     /// A key for a row whose own is taken by another row: two accounts whose ids differ in case

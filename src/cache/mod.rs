@@ -54,7 +54,7 @@ use rows::{Rows, Unreadable};
 /// cache.add(&response)?;
 ///
 /// let wanted = AccessTokenQuery::new("my-service").scopes(["https://graph.microsoft.com/.default"]);
-/// assert_eq!(cache.find_access_token(&wanted).unwrap().secret().expose(), "at");
+/// assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), "at");
 /// # Ok::<(), tokenseal::CacheError>(())
 /// ```
 #[derive(Default)]
@@ -161,7 +161,7 @@ impl TokenCache {
 impl TokenCache {
     /// A copy that shares the text with this one, so that each secret stays in memory once.
     pub(crate) fn fork(&self) -> Self {
-        Self { rows: self.rows.clone(), aliases: self.aliases.clone(), ..*self }
+        Self { rows: self.rows.fork(), aliases: self.aliases.clone(), ..*self }
     }
 
     /// Marks this cache, so that it is noticed if a program puts another one in its place.
@@ -175,9 +175,9 @@ impl TokenCache {
         self.lineage
     }
 
-    /// Wipes what a change removed, once the state before it is gone.
-    pub(crate) fn tidy(&mut self) {
-        self.rows.tidy();
+    /// Wipes what a change of a fork removed, now that the original is gone.
+    pub(crate) fn end_fork(&mut self) {
+        self.rows.end_fork();
     }
 
     pub(crate) fn revision(&self) -> u64 {

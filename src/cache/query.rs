@@ -99,8 +99,10 @@ impl AccessTokenQuery {
         mut self,
         parameters: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        let parameters: Vec<_> = parameters.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        self.ext_cache_key = ext_cache_key(&parameters);
+        let parameters: Vec<(String, String)> =
+            parameters.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        self.ext_cache_key = ext_cache_key(parameters);
         self
     }
 

@@ -66,7 +66,15 @@ impl TokenCache {
     pub fn remove_account(&mut self, account: &Account) -> Removed {
         let mut removed = Removed::default();
         for kind in [Kind::AccessToken, Kind::RefreshToken, Kind::IdToken, Kind::Account] {
-            let rows = self.rows_of(kind, &account.home_account_id, &account.environment);
+            let candidates = self.rows.candidates(Lookup::Owner(kind, &account.home_account_id));
+            let is_the_accounts = |&row: &RowId| {
+                let fields = self.rows.fields(row);
+                // A row that does not say where it belongs goes too, rather than stay for ever.
+                self.belongs_to(&fields, &account.home_account_id, &account.environment)
+                    || fields.is(Field::HomeAccountId, &account.home_account_id)
+                        && fields.text(Field::Environment).is_none()
+            };
+            let rows: Vec<RowId> = candidates.filter(is_the_accounts).collect();
             self.remove_rows(kind, rows, &mut removed);
         }
         self.sign_outs += u64::from(removed.total() > 0);
@@ -92,7 +100,7 @@ impl TokenCache {
             None => Lookup::App(token.client_id()),
         };
         let holds_it =
-            |&row: &RowId| self.rows.fields(row).secret().is_some_and(|secret| secret == *token.secret());
+            |&row: &RowId| self.rows.fields(row).secret().is_some_and(|secret| secret == token.secret());
         let rows: Vec<RowId> = self.rows.candidates(lookup).filter(holds_it).collect();
         self.remove_rows(Kind::AccessToken, rows, &mut removed);
         removed
@@ -102,10 +110,15 @@ impl TokenCache {
     /// that took its place meanwhile stays.
     pub fn remove_refresh_token(&mut self, token: &RefreshToken) -> Removed {
         let mut removed = Removed::default();
-        if let Some(owner) = token.home_account_id() {
-            let rows = self.refresh_tokens_with_secret(owner, token.environment(), token.secret());
-            self.remove_rows(Kind::RefreshToken, rows, &mut removed);
-        }
+        let secret = token.secret();
+        let rows = if let Some(owner) = token.home_account_id() {
+            self.refresh_tokens_with_secret(owner, token.environment(), &secret)
+        } else {
+            // Some libraries write a token without saying whose it is.
+            let holds_it = |&row: &RowId| self.rows.fields(row).secret().is_some_and(|own| own == secret);
+            self.rows.all(Kind::RefreshToken).filter(holds_it).collect()
+        };
+        self.remove_rows(Kind::RefreshToken, rows, &mut removed);
         removed
     }
 

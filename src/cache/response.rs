@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::SystemTime;
 
+use super::environment::of_token_endpoint;
 use super::error::CacheError;
+use super::fields::ext_cache_key;
 use super::json::{self, Scanner};
 use crate::secret::{Secret, SecretBytes};
 
@@ -40,7 +42,7 @@ pub struct TokenResponse {
     pub(crate) requested_scopes: Vec<String>,
     pub(crate) username: Option<String>,
     pub(crate) authority_type: Option<String>,
-    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) parameters: Vec<(String, Secret)>,
     pub(crate) sent_refresh_token: Option<Secret>,
     pub(crate) received_at: Option<SystemTime>,
     pub(crate) establishes_account: bool,
@@ -168,9 +170,8 @@ impl TokenResponse {
         match name.as_str() {
             "refresh_token" => return self.sent_refresh_token(value),
             "username" => self.username = self.username.or(Some(value)),
-            "key_id" => self.parameters.push((name, value)),
-            other if STANDARD_PARAMETERS.contains(&other) => drop(Secret::from(value)),
-            _ => self.parameters.push((name, value)),
+            other if other != "key_id" && STANDARD_PARAMETERS.contains(&other) => drop(Secret::from(value)),
+            _ => self.parameters.push((name, Secret::from(value))),
         }
         self
     }
@@ -178,6 +179,9 @@ impl TokenResponse {
     /// The refresh token that was sent for this response (grant type `refresh_token`). A new one in
     /// the response replaces it in every row that holds it, whichever SDK wrote the row; without it
     /// the old token would stay beside the new one.
+    ///
+    /// It also says that this is no sign-in, as [`without_account`](Self::without_account) does, and a
+    /// refresh token that another sign-in has put in the place of the one sent is left alone.
     #[must_use]
     pub fn sent_refresh_token(mut self, refresh_token: impl Into<Secret>) -> Self {
         self.sent_refresh_token = Some(refresh_token.into());
@@ -192,8 +196,8 @@ impl TokenResponse {
         self
     }
 
-    /// Adds the tokens but no account, as after a silent refresh: an account that was signed out
-    /// meanwhile is not brought back.
+    /// Says that this is no sign-in but a silent refresh: no account is added, and if the account was
+    /// signed out meanwhile, nothing is ([`Added::is_signed_out`](crate::Added::is_signed_out)).
     #[must_use]
     pub fn without_account(mut self) -> Self {
         self.establishes_account = false;
@@ -201,13 +205,14 @@ impl TokenResponse {
     }
 
     /// What msal (Python) hashes into the extended cache key.
-    pub(crate) fn ext_components(&self) -> Vec<(String, String)> {
-        self.parameters.iter().filter(|(name, _)| name != "key_id").cloned().collect()
+    pub(crate) fn ext_cache_key(&self) -> Option<String> {
+        let extended = self.parameters.iter().filter(|(name, _)| name != "key_id");
+        ext_cache_key(extended.map(|(name, value)| (name.as_str(), value.expose())))
     }
 
     pub(crate) fn key_id(&self) -> Option<&str> {
         let (_, key_id) = self.parameters.iter().rev().find(|(name, _)| name == "key_id")?;
-        Some(key_id)
+        Some(key_id.expose())
     }
 }
 
@@ -241,7 +246,11 @@ impl fmt::Debug for TokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenResponse")
             .field("client_id", &self.client_id)
-            .field("token_endpoint", &self.token_endpoint)
+            // A URL may carry credentials; the host and realm say enough.
+            .field(
+                "token_endpoint",
+                &self.token_endpoint.as_deref().and_then(|url| of_token_endpoint(url).ok()),
+            )
             .field("environment", &self.environment)
             .field("realm", &self.realm)
             .field("grant_type", &self.grant_type)

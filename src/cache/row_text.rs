@@ -10,8 +10,6 @@ use crate::secret::SecretBytes;
 pub(crate) enum Value<'a> {
     Text(&'a str),
     Null,
-    /// Raw JSON, written as it is.
-    Raw(&'a str),
 }
 
 impl<'a> From<Option<&'a str>> for Value<'a> {
@@ -81,7 +79,7 @@ impl<'a> RowFields<'a> {
 impl Value<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::Text(text) | Self::Raw(text) => text.len(),
+            Self::Text(text) => text.len(),
             Self::Null => 4,
         }
     }
@@ -94,7 +92,6 @@ impl Value<'_> {
         match self {
             Self::Text(text) => json::encode(text, out),
             Self::Null => out.extend(b"null"),
-            Self::Raw(raw) => out.extend(raw.as_bytes()),
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::fields::{Field, Fields};
+use super::fields::{Field, Fields, Shape};
 use super::index::Index;
 use super::json::{self, Malformed, Scanner, Span};
+use super::map_key::KeyParts;
 use super::text::{Place, Texts};
 use crate::secret::SecretBytes;
 
@@ -48,7 +49,29 @@ struct Row {
     /// Where in the segment the key ends and the value starts.
     key_end: u32,
     value_start: u32,
+    /// Where the raw secret stands in the value.
+    secret: (u32, u32),
+    has_escapes: bool,
     live: bool,
+}
+
+impl Row {
+    #[allow(clippy::cast_possible_truncation)] // All text is shorter than 4 GiB.
+    fn new(segment: u32, key: Span, value: Span, shape: Shape) -> Self {
+        Self {
+            place: Place { segment, start: key.start as u32, end: value.end as u32 },
+            key_end: key.end as u32,
+            value_start: value.start as u32,
+            secret: (shape.secret.start as u32, shape.secret.end as u32),
+            has_escapes: shape.has_escapes,
+            live: true,
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let secret = Span { start: self.secret.0 as usize, end: self.secret.1 as usize };
+        Shape { secret, has_escapes: self.has_escapes }
+    }
 }
 
 /// One member of the root object.
@@ -64,14 +87,12 @@ struct Section {
 /// What the index is asked for.
 #[derive(Debug, Clone, Copy, Hash)]
 pub(crate) enum Lookup<'a> {
-    /// The row of this map key.
-    MapKey(Kind, &'a str),
     /// The rows of this `home_account_id`.
     Owner(Kind, &'a str),
     /// The access tokens of an application itself.
     App(&'a str),
-    /// The same, in one realm.
-    AppInRealm(&'a str, &'a str),
+    /// The same, in one realm and with this extended cache key.
+    AppInRealm(&'a str, &'a str, Option<&'a str>),
     /// The metadata of a client id.
     Client(&'a str),
     /// The accounts of a user name in lower case.
@@ -105,10 +126,6 @@ impl RowText {
         std::str::from_utf8(self.text.expose()).expect("rows are made of text")
     }
 
-    fn raw_key(&self) -> &str {
-        &self.str()[..self.key_len]
-    }
-
     pub(crate) fn value(&self) -> &str {
         &self.str()[self.key_len + 1..]
     }
@@ -120,6 +137,9 @@ pub(crate) struct Rows {
     rows: Vec<Row>,
     sections: Vec<Section>,
     index: Index,
+    /// The rows by map key and by identity: only adding asks for that, so it is made by the first
+    /// one that does.
+    slots: Option<Index>,
     dead_rows: usize,
 }
 
@@ -173,6 +193,7 @@ impl Rows {
             self.sections.push(Section { raw_name: raw_name.into(), kind: Some(kind), rows: Vec::new() });
             scanner.object(|scanner, key| {
                 let mut fields = Fields::EMPTY;
+                scanner.take_has_escapes();
                 let value = if scanner.peek() == Some(b'{') {
                     let start = scanner.offset();
                     scanner.object(|scanner, field| {
@@ -184,8 +205,10 @@ impl Rows {
                 } else {
                     scanner.value()?
                 };
-                let row = self.keep_parsed(number, segment, key, value);
-                for hash in self.hashes(kind, &text[key.start..key.end], &fields).into_iter().flatten() {
+                let secret = fields.secret_place(&text[value.start..value.end]);
+                let shape = Shape { secret, has_escapes: scanner.take_has_escapes() };
+                let row = self.push_row(number, Row::new(segment, key, value, shape));
+                for hash in self.hashes(kind, &fields).into_iter().flatten() {
                     self.index.insert(hash, row);
                 }
                 Ok(())
@@ -193,40 +216,34 @@ impl Rows {
         } else {
             let value = scanner.value()?;
             self.sections.push(Section { raw_name: raw_name.into(), kind: None, rows: Vec::new() });
-            self.keep_parsed(number, segment, name, value);
+            self.push_row(number, Row::new(segment, name, value, Shape::UNKNOWN));
             Ok(())
         }
     }
 
-    #[allow(clippy::cast_possible_truncation)] // The text is shorter than 4 GiB.
-    fn keep_parsed(&mut self, section: usize, segment: u32, key: Span, value: Span) -> RowId {
-        let place = Place { segment, start: key.start as u32, end: value.end as u32 };
-        self.push_row(section, place, key.end as u32, value.start as u32)
-    }
-
-    fn push_row(&mut self, section: usize, place: Place, key_end: u32, value_start: u32) -> RowId {
-        let row = RowId::try_from(self.rows.len()).expect("fewer rows than bytes of text");
-        self.texts.hold(place);
-        self.rows.push(Row { place, key_end, value_start, live: true });
-        self.sections[section].rows.push(row);
-        row
+    fn push_row(&mut self, section: usize, row: Row) -> RowId {
+        let number = RowId::try_from(self.rows.len()).expect("fewer rows than bytes of text");
+        self.texts.hold(row.place);
+        self.rows.push(row);
+        self.sections[section].rows.push(number);
+        number
     }
 
     /// The hashes under which a row is found.
-    fn hashes(&self, kind: Kind, raw_key: &str, fields: &Fields<'_>) -> [Option<u64>; 4] {
+    fn hashes(&self, kind: Kind, fields: &Fields<'_>) -> [Option<u64>; 3] {
         let hash = |lookup: Lookup<'_>| Some(self.index.hash(&lookup));
         let text = |field| fields.text(field).unwrap_or_default();
-        let map_key = json::decode(raw_key).and_then(|key| hash(Lookup::MapKey(kind, &key)));
         let owner = text(Field::HomeAccountId);
-        let mut hashes = [map_key, None, None, None];
+        let mut hashes = [None; 3];
         if !owner.is_empty() {
-            hashes[1] = hash(Lookup::Owner(kind, &owner));
+            hashes[0] = hash(Lookup::Owner(kind, &owner));
         } else if kind == Kind::AccessToken {
             let client = text(Field::ClientId);
-            hashes[1] = hash(Lookup::App(&client));
-            hashes[2] = hash(Lookup::AppInRealm(&client, &text(Field::Realm)));
+            hashes[0] = hash(Lookup::App(&client));
+            let ext_cache_key = fields.ext_cache_key();
+            hashes[1] = hash(Lookup::AppInRealm(&client, &text(Field::Realm), ext_cache_key.as_deref()));
         }
-        hashes[3] = match kind {
+        hashes[2] = match kind {
             Kind::AppMetadata => hash(Lookup::Client(&text(Field::ClientId))),
             Kind::Account => self.username_hash(fields),
             _ => None,
@@ -263,7 +280,7 @@ impl Rows {
 
     /// The fields of a row.
     pub(crate) fn fields(&self, row: RowId) -> Fields<'_> {
-        Fields::read(self.value(row))
+        Fields::read_known(self.value(row), self.rows[row as usize].shape())
     }
 
     /// The key under which a row stands, as raw JSON.
@@ -273,7 +290,7 @@ impl Rows {
     }
 
     /// The map key under which a row stands.
-    pub(crate) fn map_key(&self, row: RowId) -> Option<Cow<'_, str>> {
+    fn map_key(&self, row: RowId) -> Option<Cow<'_, str>> {
         json::decode(self.raw_key(row))
     }
 
@@ -290,12 +307,68 @@ impl Rows {
     /// Appends a row.
     pub(crate) fn insert(&mut self, kind: Kind, text: RowText) {
         let section = self.section_for(kind);
-        let hashes = self.hashes(kind, text.raw_key(), &Fields::read(text.value()));
-        let (place, key_end, value_start) = self.keep_text(text);
-        let row = self.push_row(section, place, key_end, value_start);
+        let hashes = self.hashes(kind, &Fields::read(text.value()));
+        let row = self.keep_text(text);
+        let row = self.push_row(section, row);
         for hash in hashes.into_iter().flatten() {
             self.index.insert(hash, row);
         }
+        if let Some(mut slots) = self.slots.take() {
+            self.enter_slots(&mut slots, kind, row);
+            self.slots = Some(slots);
+        }
+    }
+
+    fn slots(&mut self) -> &Index {
+        let slots = self.slots.take().unwrap_or_else(|| {
+            let mut slots = Index::default();
+            slots.reserve(self.rows.len() * 2);
+            for kind in Kind::ALL {
+                self.all(kind).for_each(|row| self.enter_slots(&mut slots, kind, row));
+            }
+            slots
+        });
+        self.slots.insert(slots)
+    }
+
+    fn enter_slots(&self, slots: &mut Index, kind: Kind, row: RowId) {
+        if let Some(key) = self.map_key(row) {
+            slots.insert(slots.hash(&(kind, &*key)), row);
+        }
+        let fields = self.fields(row);
+        let text = |field| fields.text(field).unwrap_or_default();
+        let (owner, client, realm) = (text(Field::HomeAccountId), text(Field::ClientId), text(Field::Realm));
+        let (target, ext_cache_key) = (text(Field::Target), fields.ext_cache_key());
+        let identity = KeyParts {
+            home_account_id: &owner,
+            environment: "",
+            client_id: &client,
+            realm: &realm,
+            target: &target,
+            ext_cache_key: ext_cache_key.as_deref(),
+        };
+        slots.insert(identity.hash(kind, slots), row);
+    }
+
+    /// The row of `kind` that stands under this map key.
+    pub(crate) fn under_map_key(&mut self, kind: Kind, key: &str) -> Option<RowId> {
+        let slots = self.slots();
+        let rows: Vec<RowId> = slots.rows(slots.hash(&(kind, key))).collect();
+        rows.into_iter()
+            .find(|&row| self.rows[row as usize].live && self.map_key(row).is_some_and(|found| found == key))
+    }
+
+    /// The rows of `kind` that may be the one that `parts` name, whatever their map keys are.
+    pub(crate) fn of_identity(&mut self, kind: Kind, parts: &KeyParts<'_>) -> Vec<RowId> {
+        let slots = self.slots();
+        let mut rows: Vec<RowId> = slots.rows(parts.hash(kind, slots)).collect();
+        if kind == Kind::RefreshToken && !parts.target.is_empty() {
+            // Most SDKs write no target.
+            let without_target = KeyParts { target: "", ..*parts };
+            rows.extend(slots.rows(without_target.hash(kind, slots)));
+        }
+        rows.retain(|&row| self.rows[row as usize].live);
+        rows
     }
 
     /// Puts new text in the place of a row; what the row is looked up by must be the same, save for
@@ -306,9 +379,8 @@ impl Rows {
         };
         let old_username = username(&self.fields(row));
         let new_username = username(&Fields::read(text.value()));
-        let (place, key_end, value_start) = self.keep_text(text);
-        self.texts.hold(place);
-        let new = Row { place, key_end, value_start, live: true };
+        let new = self.keep_text(text);
+        self.texts.hold(new.place);
         let old = std::mem::replace(&mut self.rows[row as usize], new);
         self.texts.release(old.place);
         if let Some(hash) = new_username.filter(|_| new_username != old_username) {
@@ -316,12 +388,14 @@ impl Rows {
         }
     }
 
-    fn keep_text(&mut self, text: RowText) -> (Place, u32, u32) {
-        let length = u32::try_from(text.text.len()).expect("a row is shorter than 4 GiB");
-        let key_end = u32::try_from(text.key_len).expect("a key is shorter than its row");
+    fn keep_text(&mut self, text: RowText) -> Row {
+        assert!(u32::try_from(text.text.len()).is_ok(), "a row is shorter than 4 GiB");
+        let key = Span { start: 0, end: text.key_len };
+        let value = Span { start: text.key_len + 1, end: text.text.len() };
+        let secret = Fields::read(text.value()).secret_place(text.value());
+        let has_escapes = text.value().contains('\\');
         let text = String::from_utf8(text.text.into_vec()).expect("rows are made of text");
-        let place = Place { segment: self.texts.push(text), start: 0, end: length };
-        (place, key_end, key_end + 1)
+        Row::new(self.texts.push(text), key, value, Shape { secret, has_escapes })
     }
 
     fn section_for(&mut self, kind: Kind) -> usize {
@@ -354,19 +428,21 @@ impl Rows {
         }
     }
 
-    /// Removes the member `name` of the root object, unless it is one of the five sections, and
-    /// gives its raw value.
+    /// Removes every member `name` of the root object, unless it is one of the five sections, and
+    /// gives the raw value of the last.
     #[cfg(feature = "file")]
     pub(crate) fn take_member(&mut self, name: &str) -> Option<String> {
         let is_it = |section: &Section| {
             section.kind.is_none() && json::decode(&section.raw_name).is_some_and(|n| n == name)
         };
-        let number = self.sections.iter().position(is_it)?;
-        let section = self.sections.remove(number);
-        let row = *section.rows.first()?;
-        let value = self.value(row).to_owned();
-        self.remove(row);
-        Some(value)
+        let mut last = None;
+        while let Some(number) = self.sections.iter().position(is_it) {
+            for row in self.sections.remove(number).rows {
+                last = Some(self.value(row).to_owned());
+                self.remove(row);
+            }
+        }
+        last
     }
 
     /// The number of bytes that [`Rows::write`] writes at the most.
@@ -408,9 +484,28 @@ impl Rows {
         out.extend(b"}");
     }
 
+    /// A copy that shares the text. What it removes is wiped when [`Rows::end_fork`] says that the
+    /// original is gone.
+    #[cfg(feature = "file")]
+    pub(crate) fn fork(&self) -> Self {
+        let mut fork = self.clone();
+        fork.texts.set_fork(true);
+        fork
+    }
+
+    /// Says that the original is gone.
+    #[cfg(feature = "file")]
+    pub(crate) fn end_fork(&mut self) {
+        self.texts.set_fork(false);
+        self.tidy();
+    }
+
     /// Wipes what was removed while another snapshot shared it, and gives memory back when more of
     /// it is spent on removed rows than on present ones.
     pub(crate) fn tidy(&mut self) {
+        if self.texts.is_fork() {
+            return;
+        }
         self.texts.wipe_released();
         if self.dead_rows > 64 + self.rows.len() / 2 || self.texts.is_wasteful(self.rows.len()) {
             let mut json = SecretBytes::with_capacity(self.written_len());

@@ -45,9 +45,22 @@ pub(crate) struct Texts {
     unwiped: Vec<Place>,
     live_bytes: usize,
     dead_bytes: usize,
+    /// Another clone is known to share the buffers: wiping must wait until that is over.
+    is_fork: bool,
 }
 
 impl Texts {
+    /// Says that another clone is kept, so that nothing can be wiped yet, or that it is gone.
+    #[cfg(feature = "file")]
+    pub(crate) fn set_fork(&mut self, is_fork: bool) {
+        self.is_fork = is_fork;
+    }
+
+    /// Whether another clone is kept.
+    pub(crate) fn is_fork(&self) -> bool {
+        self.is_fork
+    }
+
     /// Takes `text` over as a new segment with no place in use yet.
     pub(crate) fn push(&mut self, text: String) -> u32 {
         let segment = Segment { buffer: Arc::new(Buffer(text)), live: 0 };

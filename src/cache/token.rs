@@ -2,52 +2,75 @@
 
 use std::time::SystemTime;
 
-use super::fields::{Field, Fields};
+use super::fields::{Field, Fields, split_scopes};
 use super::from_unix_seconds;
 use crate::secret::Secret;
 
-/// What every credential says about itself.
+/// A token and what it says about itself, in one block: made by one allocation, wiped in one pass.
 #[derive(Debug, Clone)]
 struct Issued {
-    secret: Secret,
-    home_account_id: Option<String>,
-    environment: String,
-    client_id: String,
+    /// The texts of [`PARTS`], one after the other, the secret first.
+    texts: Secret,
+    /// Where each of them ends.
+    ends: [u32; PARTS.len()],
 }
+
+const PARTS: [Field; 8] = [
+    Field::Secret,
+    Field::HomeAccountId,
+    Field::Environment,
+    Field::ClientId,
+    Field::Realm,
+    Field::TokenType,
+    Field::KeyId,
+    Field::Target,
+];
 
 impl Issued {
     fn read(fields: &Fields<'_>) -> Option<Self> {
-        let text = |field| fields.text(field).map(std::borrow::Cow::into_owned);
-        Some(Self {
-            secret: fields.secret()?,
-            home_account_id: text(Field::HomeAccountId),
-            environment: text(Field::Environment).unwrap_or_default(),
-            client_id: text(Field::ClientId).unwrap_or_default(),
-        })
+        let (texts, ends) = fields.joined(PARTS)?;
+        (ends[0] > 0).then_some(Self { texts, ends })
+    }
+
+    /// The text of a part; `None` if there is none.
+    fn part(&self, part: Field) -> Option<&str> {
+        let number = PARTS.iter().position(|&other| other == part)?;
+        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let text = &self.texts.expose()[start as usize..self.ends[number] as usize];
+        (!text.is_empty()).then_some(text)
+    }
+
+    fn scopes(&self) -> impl Iterator<Item = &str> {
+        split_scopes(self.part(Field::Target).unwrap_or_default())
     }
 }
 
 macro_rules! credential {
     ($name:ident) => {
         impl $name {
-            /// The token. Send it; do not print or store it.
-            pub fn secret(&self) -> &Secret {
-                &self.issued.secret
+            /// The token. Send it; do not print it, and do not keep a copy that is not wiped.
+            pub fn expose(&self) -> &str {
+                self.issued.part(Field::Secret).unwrap_or_default()
+            }
+
+            /// The token as a [`Secret`] of its own.
+            pub fn secret(&self) -> Secret {
+                Secret::from(self.expose())
             }
 
             /// The account it belongs to; `None` for a token of the application itself.
             pub fn home_account_id(&self) -> Option<&str> {
-                self.issued.home_account_id.as_deref()
+                self.issued.part(Field::HomeAccountId)
             }
 
             /// The identity provider's host.
             pub fn environment(&self) -> &str {
-                &self.issued.environment
+                self.issued.part(Field::Environment).unwrap_or_default()
             }
 
             /// The client that it was issued to.
             pub fn client_id(&self) -> &str {
-                &self.issued.client_id
+                self.issued.part(Field::ClientId).unwrap_or_default()
             }
         }
     };
@@ -57,10 +80,6 @@ macro_rules! credential {
 #[derive(Debug, Clone)]
 pub struct AccessToken {
     issued: Issued,
-    pub(crate) realm: Option<String>,
-    token_type: Option<String>,
-    scopes: Vec<String>,
-    key_id: Option<String>,
     expires_on: i64,
     extended_expires_on: i64,
     refresh_on: Option<i64>,
@@ -70,14 +89,9 @@ credential!(AccessToken);
 
 impl AccessToken {
     pub(crate) fn read(fields: &Fields<'_>) -> Option<Self> {
-        let text = |field| fields.text(field).map(std::borrow::Cow::into_owned);
         let expires_on = fields.time(Field::ExpiresOn)?;
         Some(Self {
             issued: Issued::read(fields)?,
-            realm: text(Field::Realm),
-            token_type: text(Field::TokenType),
-            scopes: fields.scopes(),
-            key_id: text(Field::KeyId),
             expires_on,
             extended_expires_on: fields.extended_expires_on().unwrap_or(expires_on),
             refresh_on: fields.time(Field::RefreshOn),
@@ -86,22 +100,22 @@ impl AccessToken {
 
     /// The tenant that issued it.
     pub fn realm(&self) -> Option<&str> {
-        self.realm.as_deref()
+        self.issued.part(Field::Realm)
     }
 
     /// How it is to be presented (RFC 6749 section 7.1): `Bearer` unless it says otherwise.
     pub fn token_type(&self) -> &str {
-        self.token_type.as_deref().unwrap_or("Bearer")
+        self.issued.part(Field::TokenType).unwrap_or("Bearer")
     }
 
     /// The scopes it grants.
-    pub fn scopes(&self) -> &[String] {
-        &self.scopes
+    pub fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.issued.scopes()
     }
 
     /// The key that it is bound to, for proof-of-possession tokens and SSH certificates.
     pub fn key_id(&self) -> Option<&str> {
-        self.key_id.as_deref()
+        self.issued.part(Field::KeyId)
     }
 
     /// When it expires.
@@ -125,7 +139,6 @@ impl AccessToken {
 pub struct RefreshToken {
     issued: Issued,
     family_id: Option<String>,
-    scopes: Vec<String>,
     pub(crate) last_modification_time: i64,
 }
 
@@ -136,7 +149,6 @@ impl RefreshToken {
         Some(Self {
             issued: Issued::read(fields)?,
             family_id: fields.text(Field::FamilyId).map(std::borrow::Cow::into_owned),
-            scopes: fields.scopes(),
             last_modification_time: fields.time(Field::LastModificationTime).unwrap_or(0),
         })
     }
@@ -147,8 +159,8 @@ impl RefreshToken {
     }
 
     /// The scopes of the request that it came with; empty if another SDK wrote it.
-    pub fn scopes(&self) -> &[String] {
-        &self.scopes
+    pub fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.issued.scopes()
     }
 }
 
@@ -156,20 +168,18 @@ impl RefreshToken {
 #[derive(Debug, Clone)]
 pub struct IdToken {
     issued: Issued,
-    realm: Option<String>,
 }
 
 credential!(IdToken);
 
 impl IdToken {
     pub(crate) fn read(fields: &Fields<'_>) -> Option<Self> {
-        let realm = fields.text(Field::Realm).map(std::borrow::Cow::into_owned);
-        Some(Self { issued: Issued::read(fields)?, realm })
+        Some(Self { issued: Issued::read(fields)? })
     }
 
     /// The tenant that issued it.
     pub fn realm(&self) -> Option<&str> {
-        self.realm.as_deref()
+        self.issued.part(Field::Realm)
     }
 }
 

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{KeyName, KeyStore, KeyStoreError, entry};
+use crate::deadline;
 use crate::seal::{KeyId, SealingKey};
 
 /// More stack than the crates below a keyring were seen to use.
@@ -35,7 +36,10 @@ impl Lane {
     fn enter(self: &Arc<Self>, deadline: Instant) -> Option<InLane> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         while *taken {
-            let left = deadline.checked_duration_since(Instant::now())?;
+            let left = deadline::left(deadline);
+            if left.is_zero() {
+                return None;
+            }
             taken = self.freed.wait_timeout(taken, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         *taken = true;
@@ -100,7 +104,7 @@ impl BoundedKeyStore {
         work: impl FnOnce(&dyn KeyStore) -> Result<T, KeyStoreError> + Send + 'static,
     ) -> Result<T, KeyStoreError> {
         let timed_out = || KeyStoreError::TimedOut { store: self.store.description(), waited: within };
-        let deadline = Instant::now() + within;
+        let deadline = deadline::after(within);
         let in_lane = self.lane.enter(deadline).ok_or_else(timed_out)?;
         let (answer, answered) = sync_channel(1);
         let store = Arc::clone(&self.store);
@@ -118,7 +122,7 @@ impl BoundedKeyStore {
             source: source.into(),
         };
         spawned.map_err(|error| unavailable("no thread could be started", error.to_string()))?;
-        match answered.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match answered.recv_timeout(deadline::left(deadline)) {
             Ok(Ok(result)) => result,
             // What a panic says may be anything, a secret too.
             Ok(Err(_panic)) => Err(unavailable("report this to its maintainers", "it panicked".into())),

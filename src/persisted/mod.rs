@@ -9,7 +9,7 @@ mod state;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 pub use builder::PersistedTokenCacheBuilder;
@@ -22,7 +22,7 @@ use crate::cache::{
 };
 use crate::key_store::{BoundedKeyStore, KeyStore};
 use crate::seal::Context;
-use crate::store::{FileStore, StoreLock};
+use crate::store::FileStore;
 use rotation::Change;
 use state::State;
 
@@ -71,7 +71,7 @@ struct Inner {
     lock_timeout: Duration,
     key_timeout: Duration,
     rotation_timeout: Duration,
-    state: RwLock<State>,
+    state: RwLock<Arc<State>>,
     /// One thread at a time reads the file again.
     reloading: Mutex<()>,
 }
@@ -157,14 +157,13 @@ impl PersistedTokenCache {
         self.read(|tokens| tokens.find_accounts(query))
     }
 
-    /// Calls `look` with the newest state of the cache.
+    /// Calls `look` with the newest state of the cache. No lock is held meanwhile: `look` may take its
+    /// time, and call this cache again; it goes on seeing the state that it was called with.
     ///
     /// # Errors
     /// [`Error`] if another process changed the file and it cannot be read.
     pub fn read<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
-        self.0.refresh(self.0.key_timeout)?;
-        let state = self.0.state.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(look(&state.cache))
+        Ok(look(&self.0.newest()?.cache))
     }
 
     /// Adds a token response. On disk, sealed, before this returns.
@@ -225,8 +224,10 @@ impl PersistedTokenCache {
         change: impl FnOnce(&mut TokenCache) -> Result<T, E>,
     ) -> Result<Updated<T>, Error> {
         let inner = &*self.0;
-        let lock = inner.lock_newest()?;
-        let mut changing = Change::begin(inner, &lock);
+        // Another key is fetched before others have to wait for the lock.
+        inner.newest()?;
+        let lock = inner.store.lock(inner.lock_timeout)?;
+        let mut changing = Change::begin(inner, &lock)?;
         let value = change(changing.tokens()).map_err(Into::into)?;
         let rotation = changing.commit()?;
         Ok(Updated::new(value, rotation))
@@ -244,7 +245,7 @@ impl PersistedTokenCache {
         inner.keys.prepare(inner.key_timeout)?;
         let lock = inner.store.lock(inner.lock_timeout)?;
         let aside = inner.store.set_aside(&lock)?;
-        match (inner.create_file(&lock), &aside) {
+        match (inner.create_file(&lock, inner.key_timeout), &aside) {
             (Ok(state), _) => inner.set_state(state),
             (Err(error), None) => return Err(error),
             (Err(error), Some(aside)) => {
@@ -270,7 +271,7 @@ impl Inner {
             lock_timeout: builder.lock_timeout,
             key_timeout: builder.key_timeout,
             rotation_timeout: builder.rotation_timeout,
-            state: RwLock::new(State::unread()),
+            state: RwLock::new(Arc::new(State::unread())),
             reloading: Mutex::default(),
         })
     }
@@ -279,21 +280,13 @@ impl Inner {
     fn create(&self) -> Result<(), Error> {
         // A prompt is answered before others have to wait for the lock.
         self.keys.prepare(self.key_timeout)?;
-        let lock = self.store.lock(self.lock_timeout + self.key_timeout)?;
+        let lock = self.store.lock(self.lock_timeout.saturating_add(self.key_timeout))?;
         let state = match self.load(self.key_timeout)? {
             Some(state) => state,
-            None => self.create_file(&lock)?,
+            None => self.create_file(&lock, self.key_timeout)?,
         };
         self.set_state(state);
         Ok(())
-    }
-
-    /// Takes the lock and has the newest state in memory. Keys are fetched before, where possible.
-    fn lock_newest(&self) -> Result<StoreLock, Error> {
-        self.refresh(self.key_timeout)?;
-        let lock = self.store.lock(self.lock_timeout)?;
-        self.refresh(self.rotation_timeout)?;
-        Ok(lock)
     }
 }
 
@@ -314,5 +307,57 @@ impl fmt::Debug for PersistedTokenCache {
             .field("path", &self.path())
             .field("key_store", &self.0.keys.description())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key_store::MemoryKeyStore;
+
+    fn response(scope: &str) -> TokenResponse {
+        let response = TokenResponse::from_json(r#"{"access_token":"x","expires_in":600}"#).unwrap();
+        response.client_id("c").environment("e").realm("r").home_account_id("u").requested_scopes([scope])
+    }
+
+    fn open(base: &tempfile::TempDir, keys: &MemoryKeyStore) -> PersistedTokenCache {
+        let builder = PersistedTokenCache::builder("app").directory(base.path().join("tokens"));
+        builder.key_store(Arc::new(keys.clone())).open().unwrap()
+    }
+
+    /// A thread that read the file, slept and installed what it had read: the next change must not
+    /// start from there.
+    #[test]
+    fn a_stale_state_in_memory_is_never_changed_and_written() {
+        let (base, keys) = (tempfile::tempdir().unwrap(), MemoryKeyStore::new());
+        let cache = open(&base, &keys);
+        cache.add(&response("one")).unwrap();
+        let stale = cache.0.load(cache.0.key_timeout).unwrap().unwrap();
+        cache.add(&response("two")).unwrap();
+        cache.0.set_state(stale);
+        cache.add(&response("three")).unwrap();
+        assert_eq!(cache.read(|tokens| tokens.access_tokens().count()).unwrap(), 3);
+    }
+
+    /// The same across a rotation: a key that was deleted must not seal the file again.
+    #[test]
+    fn a_stale_state_under_a_deleted_key_is_never_changed_and_written() {
+        let (base, keys) = (tempfile::tempdir().unwrap(), MemoryKeyStore::new());
+        let cache = open(&base, &keys);
+        cache.add(&response("one")).unwrap();
+        let stale = cache.0.load(cache.0.key_timeout).unwrap().unwrap();
+        cache.remove_account(&Account::new("u", "e")).unwrap();
+        cache.0.set_state(stale);
+        cache.add(&response("two")).unwrap();
+        let reopened = open(&base, &keys);
+        let scopes = |cache: &PersistedTokenCache| {
+            let scopes = |tokens: &TokenCache| {
+                tokens.access_tokens().map(|t| t.scopes().collect()).collect::<Vec<String>>()
+            };
+            cache.read(scopes).unwrap()
+        };
+        assert_eq!(scopes(&reopened), ["two"], "the account that was signed out has not come back");
+        assert_eq!(scopes(&cache), ["two"]);
+        assert_eq!(keys.len(), 1);
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! The next change looks at the notes and finishes what was cut short.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::key_notes::KeyNotes;
 use super::state::State;
@@ -90,8 +90,8 @@ struct Before {
 }
 
 impl<'a> Change<'a> {
-    pub(super) fn begin(inner: &'a Inner, lock: &'a StoreLock) -> Self {
-        let state = inner.state.read().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn begin(inner: &'a Inner, lock: &'a StoreLock) -> Result<Self, Error> {
+        let state = inner.newest_locked(lock)?;
         let mut tokens = state.cache.fork();
         let lineage = tokens.begin_lineage();
         let before = Before {
@@ -103,7 +103,7 @@ impl<'a> Change<'a> {
             sign_outs: tokens.sign_outs(),
             is_empty: tokens.is_empty(),
         };
-        Self { inner, lock, tokens, before }
+        Ok(Self { inner, lock, tokens, before })
     }
 
     /// The cache to change.
@@ -125,7 +125,7 @@ impl<'a> Change<'a> {
         let Some(key) = before.key.clone() else {
             // Somebody removed the file: start one anew, under a new key.
             if is_changed {
-                let created = inner.create_file(lock)?;
+                let created = inner.create_file(lock, inner.rotation_timeout)?;
                 let (Some(key), notes) = (created.key, created.notes) else { return Ok(Rotation::NotNeeded) };
                 inner.set_state(inner.write(
                     lock,
@@ -141,7 +141,7 @@ impl<'a> Change<'a> {
         let mut notes = before.notes.clone();
         // A file under one key that notes the same key as retiring would delete its own.
         notes.retiring.retain(|retiring| *retiring != key.id());
-        let leftover = inner.delete_retired(&mut notes);
+        let leftover = inner.delete_retired(lock, key.id(), &mut notes)?;
         if !is_sign_out && !notes.is_rotation_due {
             if is_changed || notes != before.notes {
                 let generation = before.generation.saturating_add(1);
@@ -157,7 +157,23 @@ impl<'a> Change<'a> {
 
 impl Inner {
     /// Deletes the keys that a rotation left behind. What cannot be deleted stays noted.
-    fn delete_retired(&self, notes: &mut KeyNotes) -> Option<KeyStoreError> {
+    fn delete_retired(
+        &self,
+        lock: &StoreLock,
+        current: KeyId,
+        notes: &mut KeyNotes,
+    ) -> Result<Option<KeyStoreError>, Error> {
+        if notes.retiring.is_empty() {
+            return Ok(None);
+        }
+        // Whoever wrote the file under the current key may have been killed before that was durable: a
+        // power cut must not bring back a file whose key is gone.
+        self.store.make_durable(lock)?;
+        // Some services answer "no such entry" while they are locked. One that finds the current key
+        // is not.
+        if let Err(error) = self.keys.get(current, self.rotation_timeout) {
+            return Ok(Some(error));
+        }
         let mut failure = None;
         notes.retiring.retain(|&retiring| {
             if failure.is_some() {
@@ -166,7 +182,7 @@ impl Inner {
             failure = self.keys.delete(retiring, self.rotation_timeout).err();
             failure.is_some()
         });
-        failure
+        Ok(failure)
     }
 
     /// Steps 1 to 4. An error is one of the first step; whatever fails later leaves it pending.
@@ -211,20 +227,24 @@ impl Inner {
         let mut under_new = match self.write(lock, tokens, &new, 1, notes.clone()) {
             Ok(under_new) => under_new,
             Err(error) => {
-                let reason = KeyStoreError::Unavailable {
-                    store: self.keys.description(),
-                    advice: "the file could not be sealed under the new key; the next update tries again"
-                        .into(),
-                    source: error.to_string().into(),
-                };
+                let reason = self.postponed(&error);
                 return Ok((under_old, Rotation::Pending { reason }));
             }
         };
         drop(under_old);
-        let failure = self.delete_retired(&mut notes);
+        let failure = match self.delete_retired(lock, new.id(), &mut notes) {
+            Ok(failure) => failure,
+            Err(error) => Some(self.postponed(&error)),
+        };
         // The file still notes what was deleted just now; the next change writes what is left.
         under_new.notes = notes;
         Ok((under_new, failure.map_or(Rotation::Done, |reason| Rotation::Pending { reason })))
+    }
+
+    /// The file was written under one key, and what was to follow failed.
+    fn postponed(&self, error: &Error) -> KeyStoreError {
+        let advice = "what is left of the rotation could not be done; the next update tries again";
+        KeyStoreError::unavailable(self.keys.description(), advice, error.to_string())
     }
 
     /// A key that an earlier rotation made and did not come to use.

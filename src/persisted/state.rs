@@ -36,38 +36,72 @@ impl State {
 const ATTEMPTS: usize = 16;
 
 impl Inner {
-    /// Puts a new state in place of the old one and wipes what the old one held alone.
-    pub(super) fn set_state(&self, new: State) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        *state = new;
-        state.is_read = true;
-        state.cache.tidy();
+    /// The state in memory, whatever the file is by now.
+    pub(super) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the file again if another process, or another handle in this one, replaced it.
-    pub(super) fn refresh(&self, key_timeout: Duration) -> Result<(), Error> {
-        if self.is_current()? {
-            return Ok(());
+    /// Puts a new state in place of the old one and wipes what the old one held alone.
+    pub(super) fn set_state(&self, new: State) {
+        self.set_state_if(new, |_, _| true);
+    }
+
+    fn set_state_if(&self, mut new: State, is_newer: impl FnOnce(&State, &State) -> bool) {
+        new.is_read = true;
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if !is_newer(&state, &new) {
+            return;
         }
-        let _reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_current()? {
-            return Ok(());
+        *state = Arc::new(new);
+        // Nobody else has the new state yet, and the old one is gone, unless it is being read.
+        if let Some(state) = Arc::get_mut(&mut state) {
+            state.cache.end_fork();
         }
+    }
+
+    /// The newest state: what the file holds. Reads it again if another process, or another handle
+    /// in this one, replaced it.
+    pub(super) fn newest(&self) -> Result<Arc<State>, Error> {
+        for _ in 0..ATTEMPTS {
+            let state = self.state();
+            if self.is_current(&state)? {
+                return Ok(state);
+            }
+            let _reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.is_current(&self.state())? {
+                self.reload(self.key_timeout)?;
+            }
+        }
+        // It changes all the time: what was read last was the newest after this call began.
+        Ok(self.state())
+    }
+
+    /// The newest state while the lock is held, so that it stays the newest.
+    pub(super) fn newest_locked(&self, _lock: &StoreLock) -> Result<Arc<State>, Error> {
+        for _ in 0..ATTEMPTS {
+            let state = self.state();
+            if self.is_current(&state)? {
+                return Ok(state);
+            }
+            // Not behind a thread that waits for a prompt: others wait for this one.
+            self.reload(self.rotation_timeout)?;
+        }
+        Err(StoreError::NeverStill { path: self.store.path().to_owned() }.into())
+    }
+
+    fn reload(&self, key_timeout: Duration) -> Result<(), Error> {
         let state = self.load(key_timeout)?.unwrap_or_else(|| self.empty());
-        // A change that this process made meanwhile is newer than what was read before it.
-        let is_older = {
-            let current = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        // A change that this process made meanwhile is newer than what was read before it. Of two
+        // keys neither is older: the next look at the file finds out.
+        self.set_state_if(state, |current, new| {
             let key_id = |state: &State| state.key.as_ref().map(|key| key.id());
-            key_id(&current) == key_id(&state) && state.generation < current.generation && state.key.is_some()
-        };
-        if !is_older {
-            self.set_state(state);
-        }
+            new.key.is_none() || key_id(current) != key_id(new) || new.generation >= current.generation
+        });
         Ok(())
     }
 
-    fn is_current(&self) -> Result<bool, Error> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+    /// Whether the file is still the one that `state` was read from.
+    pub(super) fn is_current(&self, state: &State) -> Result<bool, Error> {
         match &state.watch {
             Some(watch) => Ok(self.store.is_current(watch)?),
             None => Ok(state.is_read && !self.store.path().exists()),
@@ -128,7 +162,7 @@ impl Inner {
 
     /// The key with this id: the one in memory, or from the key store.
     fn key(&self, key_id: KeyId, within: Duration) -> Result<Arc<SealingKey>, KeyStoreError> {
-        let known = self.state.read().unwrap_or_else(PoisonError::into_inner).key.clone();
+        let known = self.state().key.clone();
         match known.filter(|key| key.id() == key_id) {
             Some(key) => Ok(key),
             None => self.keys.get(key_id, within).map(Arc::new),
@@ -136,9 +170,9 @@ impl Inner {
     }
 
     /// Makes a key and an empty file sealed under it. There must be no file, and the lock is held.
-    pub(super) fn create_file(&self, lock: &StoreLock) -> Result<State, Error> {
+    pub(super) fn create_file(&self, lock: &StoreLock, key_timeout: Duration) -> Result<State, Error> {
         let key = SealingKey::generate().map_err(|source| self.unopened(source))?;
-        self.keys.create(&key, self.key_timeout)?;
+        self.keys.create(&key, key_timeout)?;
         let empty = self.empty();
         let key = Arc::new(key);
         match self.write(lock, empty.cache, &key, 1, empty.notes) {
@@ -159,11 +193,13 @@ impl Inner {
     pub(super) fn write(
         &self,
         lock: &StoreLock,
-        cache: TokenCache,
+        mut cache: TokenCache,
         key: &Arc<SealingKey>,
         generation: u64,
         notes: KeyNotes,
     ) -> Result<State, Error> {
+        // Notes that a program brought in with other content are none of ours.
+        drop(KeyNotes::take_from(&mut cache));
         let member = notes.to_member();
         let length =
             seal::HEADER_LEN + cache.written_len() + member.as_ref().map_or(0, |text| text.len() + 1);

@@ -30,6 +30,7 @@ impl SealingKey {
     }
 
     /// A key that is kept elsewhere. `fill` writes its bytes into place, so that no copy is made.
+    #[cfg(feature = "file")]
     pub(crate) fn from_parts<E>(
         id: KeyId,
         fill: impl FnOnce(&mut [u8; 32]) -> Result<(), E>,

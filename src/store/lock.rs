@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
+use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::error::StoreError;
-use crate::private_file::{self, failed};
+use crate::deadline;
+use crate::private_file;
 
 /// The lock file of a cache. It is made when it is first needed, stays empty and is never removed:
 /// whoever removes a lock file lets two processes hold it.
@@ -25,6 +26,74 @@ pub(crate) struct LockFile {
 struct Turn {
     holder: Mutex<Option<ThreadId>>,
     freed: Condvar,
+    queue: Arc<Queue>,
+}
+
+/// This process's place in the system's queue for the lock: one thread that waits without a
+/// deadline, for whoever has the turn. When a deadline passes the thread stays where it is, and the
+/// next one who wants the lock waits for it instead of starting another.
+#[derive(Debug, Default)]
+struct Queue {
+    place: Mutex<Place>,
+    called: Condvar,
+}
+
+#[derive(Debug, Default)]
+enum Place {
+    /// No thread waits.
+    #[default]
+    None,
+    /// A thread waits; `is_wanted` while somebody still wants what it waits for.
+    Waiting { is_wanted: bool },
+    /// The thread came back, and somebody wants this.
+    Called(io::Result<File>),
+}
+
+impl Queue {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the lock on `file`; `None` after the deadline.
+    fn wait(self: &Arc<Self>, file: File, deadline: Instant) -> Option<io::Result<File>> {
+        let mut place = self.place();
+        if let Place::Waiting { is_wanted } = &mut *place {
+            *is_wanted = true;
+        } else {
+            let queue = Arc::clone(self);
+            let waiting = thread::Builder::new()
+                .name("tokenseal-lock".into())
+                .spawn(move || queue.come_back(file.lock().map(|()| file)));
+            if let Err(error) = waiting {
+                return Some(Err(error));
+            }
+            *place = Place::Waiting { is_wanted: true };
+        }
+        loop {
+            match std::mem::take(&mut *place) {
+                Place::Called(locked) => return Some(locked),
+                waiting => *place = waiting,
+            }
+            let left = deadline::left(deadline);
+            if left.is_zero() {
+                *place = Place::Waiting { is_wanted: false };
+                return None;
+            }
+            place = self.called.wait_timeout(place, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The waiting thread has the lock, and gives it back at once if nobody wants it any more.
+    fn come_back(&self, locked: io::Result<File>) {
+        let mut place = self.place();
+        match *place {
+            Place::Waiting { is_wanted: true } => {
+                *place = Place::Called(locked);
+                self.called.notify_one();
+            }
+            _ => *place = Place::None,
+        }
+    }
 }
 
 /// The turns of all caches that are open, by the path of their lock file.
@@ -63,7 +132,7 @@ impl LockFile {
     }
 
     pub(crate) fn acquire(&self, within: Duration) -> Result<StoreLock, StoreError> {
-        let deadline = Instant::now() + within;
+        let deadline = deadline::after(within);
         let timed_out = || StoreError::LockTimedOut { path: self.path.clone(), waited: within };
         let turn = self.take_turn(deadline, timed_out)?;
         let file = private_file::open_or_create(&self.path)?;
@@ -74,17 +143,11 @@ impl LockFile {
                 return Err(StoreError::CannotLock { path: self.path.clone(), source });
             }
         }
-        // The system queues those who wait fairly and wakes them at once, but knows no deadline. The
-        // thread that outlives one gives the lock back as soon as it gets it.
-        let (locked, answer) = sync_channel(1);
-        thread::Builder::new()
-            .name("tokenseal-lock".into())
-            .spawn(move || drop(locked.send(file.lock().map(|()| file))))
-            .map_err(failed("wait for", &self.path))?;
-        match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Ok(file)) => Ok(StoreLock { _file: file, _turn: turn }),
-            Ok(Err(source)) => Err(StoreError::CannotLock { path: self.path.clone(), source }),
-            Err(_) => Err(timed_out()),
+        // The system queues those who wait fairly and wakes them at once, but knows no deadline.
+        match self.turn.queue.wait(file, deadline) {
+            Some(Ok(file)) => Ok(StoreLock { _file: file, _turn: turn }),
+            Some(Err(source)) => Err(StoreError::CannotLock { path: self.path.clone(), source }),
+            None => Err(timed_out()),
         }
     }
 
@@ -95,7 +158,10 @@ impl LockFile {
             if other == me {
                 return Err(StoreError::Nested { path: self.path.clone() });
             }
-            let left = deadline.checked_duration_since(Instant::now()).ok_or_else(&timed_out)?;
+            let left = deadline::left(deadline);
+            if left.is_zero() {
+                return Err(timed_out());
+            }
             holder = self.turn.freed.wait_timeout(holder, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         *holder = Some(me);
@@ -136,10 +202,21 @@ mod tests {
         // Another open file is to the system what another process is.
         let other = private_file::open_or_create(&lock.path).unwrap();
         other.lock().unwrap();
-        assert!(matches!(lock.acquire(SHORT), Err(StoreError::LockTimedOut { .. })));
+        for _ in 0..5 {
+            assert!(matches!(lock.acquire(SHORT), Err(StoreError::LockTimedOut { .. })));
+        }
+        #[cfg(target_os = "linux")]
+        {
+            let threads = std::fs::read_dir("/proc/self/task").unwrap().filter(|task| {
+                let name = task.as_ref().unwrap().path().join("comm");
+                std::fs::read_to_string(name).is_ok_and(|name| name.trim() == "tokenseal-lock")
+            });
+            // Other tests of this process may have one each.
+            assert!(threads.count() <= 2, "one thread waits, however often it was in vain");
+        }
         other.unlock().unwrap();
         drop(lock.acquire(LONG).unwrap());
-        // The thread that waited in vain does not keep the lock.
+        // The thread that waited in vain does not keep the lock, and no others were started.
         other.lock().unwrap();
         other.unlock().unwrap();
         assert_eq!(std::fs::metadata(&lock.path).unwrap().len(), 0, "nothing is written to a lock file");

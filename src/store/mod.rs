@@ -119,6 +119,11 @@ impl FileStore {
         private_file::open(&self.path).map(drop)
     }
 
+    /// Makes whatever replacement was made last durable.
+    pub(crate) fn make_durable(&self, _lock: &StoreLock) -> Result<(), StoreError> {
+        Ok(private_file::sync_directory(&self.directory)?)
+    }
+
     /// Renames the file to a name that no cache uses, and gives that name; `None` if there is none.
     pub(crate) fn set_aside(&self, _lock: &StoreLock) -> Result<Option<PathBuf>, StoreError> {
         if fs::symlink_metadata(&self.path).is_err() {

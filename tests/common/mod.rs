@@ -82,7 +82,7 @@ pub(crate) fn wanted(user: &str, scope: &str) -> AccessTokenQuery {
 /// Whether the cache has the token of this user for this scope.
 pub(crate) fn has(cache: &PersistedTokenCache, user: &str, scope: &str) -> bool {
     let found = cache.find_access_token(&wanted(user, scope)).unwrap();
-    found.is_some_and(|token| token.secret().expose() == format!("at-{user}-{scope}"))
+    found.is_some_and(|token| token.expose() == format!("at-{user}-{scope}"))
 }
 
 /// The id of the key that a sealed file names.

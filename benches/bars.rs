@@ -182,8 +182,8 @@ fn deserializing() {
     }
 }
 
-fn response(user: &str, scope: &str) -> TokenResponse {
-    let json = format!(r#"{{"access_token":"{}","expires_in":3600}}"#, "t".repeat(2_000));
+fn response(user: &str, scope: &str, length: usize) -> TokenResponse {
+    let json = format!(r#"{{"access_token":"{}","expires_in":3600}}"#, "t".repeat(length));
     let response = TokenResponse::from_json(json).unwrap().client_id(data::CLIENT);
     response.environment("idp.example").realm("r").home_account_id(user).requested_scopes([scope])
 }
@@ -192,7 +192,7 @@ fn updating() {
     for (accounts, what, bar) in [(14, "100 kB", 1.6), (1_000, "7 MB", 2.2)] {
         let base = tempfile::tempdir().unwrap();
         let cache = data::sealed(base.path(), accounts);
-        cache.add(&response("user", "first")).unwrap();
+        cache.add(&response("user", "first", 2_000)).unwrap();
         let bytes = fs::read(cache.path()).unwrap();
         let (target, temporary) = (base.path().join("bare"), base.path().join("bare.tmp"));
         let bare = || {
@@ -205,7 +205,7 @@ fn updating() {
         let mut figures = (Vec::new(), Vec::new());
         for round in 0..if accounts > 100 { 61 } else { 301 } {
             figures.0.push(timed(bare));
-            let response = response("user", &format!("scope-{round}"));
+            let response = response("user", &format!("scope-{round}"), 2_000);
             figures.1.push(timed(|| cache.add(&response).unwrap()));
             // Taken out again, so that the cache stays as large as the bytes of the bare write.
             let last = |tokens: &mut TokenCache| {
@@ -266,21 +266,19 @@ fn processes() {
             kept == count * 50 && outcome.errors == 0,
         );
     }
-    let base = tempfile::tempdir().unwrap();
-    drop(data::builder(base.path()).open().unwrap());
-    let outcome = storm(base.path(), "tight", 16);
-    let speed = 800.0 / outcome.elapsed.as_secs_f64();
-    row(
-        "16 processes adding 50 each without pause, durable",
-        &format!(
-            "{speed:.0} adds/s, worst wait {:.0} ms, {} lost, {} errors",
-            outcome.worst * 1e3,
-            outcome.lost,
-            outcome.errors
-        ),
-        "560 adds/s",
-        speed >= 560.0 && outcome.lost == 0 && outcome.errors == 0,
-    );
+    for (task, size) in [("tight 200", "200 B"), ("tight 2000", "2 kB")] {
+        let base = tempfile::tempdir().unwrap();
+        drop(data::builder(base.path()).open().unwrap());
+        let outcome = storm(base.path(), task, 16);
+        let speed = 800.0 / outcome.elapsed.as_secs_f64();
+        let Outcome { worst, lost, errors, .. } = outcome;
+        row(
+            &format!("16 processes adding 50 tokens of {size} each without pause, durable"),
+            &format!("{speed:.0} adds/s, worst wait {:.0} ms, {lost} lost, {errors} errors", worst * 1e3),
+            "560 adds/s",
+            speed >= 560.0 && lost == 0 && errors == 0,
+        );
+    }
 }
 
 struct Outcome {
@@ -320,12 +318,13 @@ fn child(task: &str, base: &Path) {
         drop(cache);
         return;
     }
+    let length = task.strip_prefix("tight ").map_or(2_000, |length| length.parse().unwrap());
     let cache = data::builder(base).open().unwrap();
     let (mut errors, mut worst) = (0, 0.0_f64);
     for round in 0..50 {
         let scope = format!("{number}-{round}");
         let started = Instant::now();
-        errors += usize::from(cache.add(&response("user", &scope)).is_err());
+        errors += usize::from(cache.add(&response("user", &scope, length)).is_err());
         worst = worst.max(started.elapsed().as_secs_f64());
         if task == "mixed" {
             for read in 0..3_u64 {

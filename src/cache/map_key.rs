@@ -50,6 +50,9 @@ impl KeyParts<'_> {
     pub(crate) fn hash(&self, kind: Kind, index: &Index) -> u64 {
         let Self { home_account_id, client_id, realm, target, ext_cache_key, .. } = *self;
         let scopes = || {
+            if !target.contains(' ') {
+                return split_scopes(target).next().map_or(0, |scope| index.hash(&scope));
+            }
             let scopes: HashSet<&str> = split_scopes(target).collect();
             scopes.into_iter().fold(0_u64, |sum, scope| sum.wrapping_add(index.hash(&scope)))
         };

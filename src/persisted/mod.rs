@@ -224,8 +224,7 @@ impl PersistedTokenCache {
         change: impl FnOnce(&mut TokenCache) -> Result<T, E>,
     ) -> Result<Updated<T>, Error> {
         let inner = &*self.0;
-        // Another key is fetched before others have to wait for the lock.
-        inner.newest()?;
+        inner.fetch_key()?;
         let lock = inner.store.lock(inner.lock_timeout)?;
         let mut changing = Change::begin(inner, &lock)?;
         let value = change(changing.tokens()).map_err(Into::into)?;

@@ -76,6 +76,20 @@ impl Inner {
         Ok(self.state())
     }
 
+    /// Has the key that the file names in memory, before others have to wait for the lock. What else
+    /// changed is read under the lock: it may change again until then.
+    pub(super) fn fetch_key(&self) -> Result<(), Error> {
+        let state = self.state();
+        if self.is_current(&state)? {
+            return Ok(());
+        }
+        let named = self.store.read_header()?.and_then(|header| Header::read_key_id(&header));
+        if named.is_some() && named == state.key.as_ref().map(|key| key.id()) {
+            return Ok(());
+        }
+        self.newest().map(drop)
+    }
+
     /// The newest state while the lock is held, so that it stays the newest.
     pub(super) fn newest_locked(&self, _lock: &StoreLock) -> Result<Arc<State>, Error> {
         for _ in 0..ATTEMPTS {

@@ -108,6 +108,12 @@ impl Header {
         bytes
     }
 
+    /// The key id that the first bytes of a record name, if they look like one.
+    #[cfg(feature = "file")]
+    pub(crate) fn read_key_id(header: &[u8; HEADER_LEN]) -> Option<KeyId> {
+        header.starts_with(&MAGIC).then(|| KeyId(array_at(header, 8)))
+    }
+
     /// Reads the header of a whole record.
     pub(crate) fn read(record: &[u8]) -> Result<Self, SealError> {
         let magic = record.get(..MAGIC.len()).unwrap_or(record);

@@ -14,7 +14,7 @@ pub(crate) use lock::StoreLock;
 pub(crate) use watch::Watch;
 
 use crate::private_file::{self, failed};
-use crate::seal::SealError;
+use crate::seal::{HEADER_LEN, SealError};
 
 /// The file of one cache, with its lock file beside it.
 ///
@@ -76,6 +76,17 @@ impl FileStore {
         let watch =
             Watch::new(file, &bytes, self.has_reliable_identity).map_err(failed("examine", &self.path))?;
         Ok(Some(Record { bytes, watch }))
+    }
+
+    /// Reads the first bytes of the record; `None` if there is no file or it is too short.
+    pub(crate) fn read_header(&self) -> Result<Option<[u8; HEADER_LEN]>, StoreError> {
+        let Some(mut file) = private_file::open(&self.path)? else { return Ok(None) };
+        let mut header = [0; HEADER_LEN];
+        match file.read_exact(&mut header) {
+            Ok(()) => Ok(Some(header)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(failed("read", &self.path)(error).into()),
+        }
     }
 
     /// Whether the file is still the one that was read or written.

@@ -6,7 +6,7 @@
 //! - in the data model and JSON of Microsoft's MSAL libraries ([`TokenCache`], in memory, usable by
 //!   itself and with any provider);
 //! - sealed with AES-256-GCM in a file, with nothing but the key in the platform keyring
-//!   ([`PersistedTokenCache`]);
+//!   (`PersistedTokenCache`);
 //! - shared safely: any number of processes and threads add, find and sign out at once, and no
 //!   update is lost;
 //! - wiped from memory when they are no longer needed, and never printed.

@@ -14,7 +14,7 @@
 //! ```no_run
 //! # #[cfg(feature = "keyring")] fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tokenseal::{AccessTokenQuery, PersistedTokenCache, TokenResponse};
-//! # fn sign_in() -> Result<String, tokenseal::Error> { unimplemented!() }
+//! # fn sign_in() -> Result<String, std::io::Error> { std::io::read_to_string(std::io::stdin()) }
 //!
 //! let cache = PersistedTokenCache::open("contoso-cli")?;
 //! for account in cache.accounts()? {
@@ -68,7 +68,9 @@
 //! | two accounts whose ids differ in case only overwrite each other | each has a row of its own |
 //! | rows of other SDKs are doubled, and stay at a sign-out | they are renewed in place, and removed |
 //! | a rotated refresh token is replaced in one row | in every row that holds it |
-//! | signing out leaves rows under aliases of the environment | they go too |
+//! | signing out leaves rows under aliases of the environment, or without one | they go too |
+//! | a refresh that ends after a sign-out brings tokens back | it adds nothing ([`Added::is_signed_out`]) |
+//! | a refresh of an old session replaces the token of a newer sign-in | the newer one stays |
 //! | `serialize` forgets that a change is unsaved | only [`TokenCache::mark_saved`] does |
 //! | only https token endpoints | plain http to this machine as well |
 //! | a `refresh_in` given as text is an error | it is read |

@@ -12,18 +12,13 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
 
-use tokenseal::{Error, KeyFileStore, PersistedTokenCache, TokenResponse};
+use tokenseal::{Error, PersistedTokenCache, TokenResponse};
 
 const SECRETS: usize = 100;
 
 fn open(base: &Path) -> PersistedTokenCache {
-    PersistedTokenCache::builder("contoso-cli")
-        .directory(base.join("tokens"))
-        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
-        .open()
-        .unwrap()
+    common::with_key_file(base).open().unwrap()
 }
 
 fn response(number: usize, access_token: &str) -> TokenResponse {
@@ -192,11 +187,7 @@ fn as_a_child_process() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(&file, bytes).unwrap();
-    PersistedTokenCache::builder("contoso-cli")
-        .directory(base.join("tokens"))
-        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
-        .open()
-        .unwrap_err();
+    common::with_key_file(base).open().unwrap_err();
     moment("refused");
 }
 

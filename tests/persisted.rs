@@ -8,8 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Bench, account, generation, has, key_id, response, wanted};
+use common::key_stores::{OneForAll, Refusing};
+use common::{Bench, account, generation, has, key_id, replace, response, wanted};
 use tokenseal::{CacheError, Error, KeyFileStore, MemoryKeyStore, PersistedTokenCache, TokenCache};
+
+#[test]
+fn a_handle_can_be_cloned_and_used_from_any_thread() {
+    fn is_shareable<T: Send + Sync + Clone + 'static>(_: &T) {}
+    let bench = Bench::new();
+    let cache = bench.open();
+    is_shareable(&cache);
+    let clone = cache.clone();
+    std::thread::spawn(move || clone.add(&response("alice", "read")).unwrap()).join().unwrap();
+    assert!(has(&cache, "alice", "read"));
+}
 
 #[test]
 fn tokens_outlive_the_handle() {
@@ -162,30 +174,6 @@ fn a_file_for_another_application_or_cache_does_not_open() {
     assert!(other_application.unwrap_err().is_key_lost());
 }
 
-/// A store that gives every cache the same keys, so that only the context tells files apart.
-#[derive(Debug)]
-struct OneForAll(MemoryKeyStore, std::sync::Mutex<Option<tokenseal::KeyName>>);
-
-impl tokenseal::KeyStore for OneForAll {
-    fn description(&self) -> String {
-        "one for all".into()
-    }
-    fn create(
-        &self,
-        name: &tokenseal::KeyName,
-        text: &tokenseal::Secret,
-    ) -> Result<(), tokenseal::KeyStoreError> {
-        *self.1.lock().unwrap() = Some(name.clone());
-        self.0.create(name, text)
-    }
-    fn read(&self, _: &tokenseal::KeyName) -> Result<Option<tokenseal::Secret>, tokenseal::KeyStoreError> {
-        self.0.read(self.1.lock().unwrap().as_ref().unwrap())
-    }
-    fn delete(&self, name: &tokenseal::KeyName) -> Result<(), tokenseal::KeyStoreError> {
-        self.0.delete(name)
-    }
-}
-
 #[test]
 fn even_with_the_same_key_a_swapped_file_does_not_open() {
     let bench = Bench::new();
@@ -245,14 +233,6 @@ fn damage_under_an_open_handle_is_an_error_and_stays() {
     assert!(cache.find_access_token(&wanted("alice", "read")).unwrap_err().is_tampered());
     assert!(cache.add(&response("bob", "read")).unwrap_err().is_tampered());
     assert_eq!(fs::read(bench.file()).unwrap(), bytes);
-}
-
-/// Puts other bytes in the place of the file, as a restore would.
-fn replace(bench: &Bench, bytes: &[u8]) {
-    use std::io::Write as _;
-    let mut file = tempfile::NamedTempFile::new_in(bench.directory()).unwrap();
-    file.write_all(bytes).unwrap();
-    file.persist(bench.file()).unwrap();
 }
 
 #[test]
@@ -354,66 +334,6 @@ fn the_size_limit_holds_before_anything_is_written_or_read() {
     assert!(started.elapsed() < Duration::from_secs(1));
 }
 
-/// Refuses, or fails at a certain call, when told to.
-#[derive(Debug)]
-struct Refusing {
-    inner: MemoryKeyStore,
-    fails: std::sync::Mutex<Vec<&'static str>>,
-    log: std::sync::Mutex<Vec<&'static str>>,
-}
-
-impl Refusing {
-    fn new(inner: &MemoryKeyStore) -> Self {
-        Self { inner: inner.clone(), fails: std::sync::Mutex::default(), log: std::sync::Mutex::default() }
-    }
-
-    fn refuses(&self, all: bool) {
-        *self.fails.lock().unwrap() =
-            if all { vec!["prepare", "create", "read", "delete"] } else { Vec::new() };
-    }
-
-    fn fails_at(&self, calls: &[&'static str]) {
-        *self.fails.lock().unwrap() = calls.to_vec();
-    }
-
-    fn calls(&self) -> Vec<&'static str> {
-        std::mem::take(&mut self.log.lock().unwrap())
-    }
-
-    fn behave(&self, call: &'static str) -> Result<(), tokenseal::KeyStoreError> {
-        self.log.lock().unwrap().push(call);
-        if !self.fails.lock().unwrap().contains(&call) {
-            return Ok(());
-        }
-        Err(tokenseal::KeyStoreError::unavailable("the test's store", "let it be", "it refuses"))
-    }
-}
-
-impl tokenseal::KeyStore for Refusing {
-    fn description(&self) -> String {
-        "the test's store".into()
-    }
-    fn prepare(&self) -> Result<(), tokenseal::KeyStoreError> {
-        self.behave("prepare")
-    }
-    fn create(
-        &self,
-        name: &tokenseal::KeyName,
-        text: &tokenseal::Secret,
-    ) -> Result<(), tokenseal::KeyStoreError> {
-        self.behave("create")?;
-        self.inner.create(name, text)
-    }
-    fn read(&self, name: &tokenseal::KeyName) -> Result<Option<tokenseal::Secret>, tokenseal::KeyStoreError> {
-        self.behave("read")?;
-        self.inner.read(name)
-    }
-    fn delete(&self, name: &tokenseal::KeyName) -> Result<(), tokenseal::KeyStoreError> {
-        self.behave("delete")?;
-        self.inner.delete(name)
-    }
-}
-
 #[test]
 fn an_absent_key_store_is_an_error_and_nothing_is_written() {
     let bench = Bench::new();
@@ -443,130 +363,6 @@ fn the_key_is_read_once_and_kept() {
         assert!(has(&cache, "bob", &round.to_string()));
     }
     assert!(keys.calls().is_empty());
-}
-
-#[test]
-fn a_sign_out_rotates_the_key_and_old_copies_stay_shut() {
-    let bench = Bench::new();
-    let cache = bench.open();
-    cache.add(&response("alice", "read")).unwrap();
-    cache.add(&response("bob", "read")).unwrap();
-    let (old, old_key) = (fs::read(bench.file()).unwrap(), key_id(&bench.file()));
-    let updated = cache.remove_account(&account("alice")).unwrap();
-    assert!(matches!(updated.rotation(), tokenseal::Rotation::Done));
-    assert_eq!(updated.value().access_tokens(), 1);
-    assert_ne!(key_id(&bench.file()), old_key);
-    assert_eq!(bench.keys.len(), 1, "the old key is gone");
-    assert!(has(&cache, "bob", "read") && !has(&cache, "alice", "read"));
-    // The next change forgets the old key; nothing more is rotated.
-    let rotated = key_id(&bench.file());
-    cache.add(&response("bob", "write")).unwrap();
-    assert_eq!(key_id(&bench.file()), rotated);
-    replace(&bench, &old);
-    assert!(bench.builder().open().unwrap_err().is_key_lost(), "an old copy cannot be opened");
-}
-
-#[test]
-fn other_handles_follow_a_rotation() {
-    let bench = Bench::new();
-    let (one, other) = (bench.open(), bench.open());
-    for round in 0..20 {
-        one.add(&response("alice", "read")).unwrap();
-        other.add(&response("bob", &round.to_string())).unwrap();
-        let signed_out = one.remove_account(&account("alice")).unwrap();
-        assert!(!signed_out.is_rotation_pending());
-        assert!(!has(&other, "alice", "read") && has(&other, "bob", &round.to_string()));
-    }
-    assert_eq!(bench.keys.len(), 1);
-}
-
-#[test]
-fn replacing_all_tokens_counts_as_a_sign_out() {
-    let bench = Bench::new();
-    let cache = bench.open();
-    cache.add(&response("alice", "read")).unwrap();
-    let mut key = key_id(&bench.file());
-    let mut rotated = |change: &dyn Fn(&mut TokenCache)| {
-        let _ = cache
-            .update(|tokens| {
-                change(tokens);
-                Ok::<_, Error>(())
-            })
-            .unwrap();
-        let new = key_id(&bench.file());
-        let rotated = new != key;
-        key = new;
-        rotated
-    };
-    assert!(rotated(&|tokens| *tokens = TokenCache::new()));
-    assert!(!rotated(&|tokens| tokens.deserialize(r#"{"Account":{"k":{}}}"#).unwrap()), "nothing was there");
-    assert!(rotated(&|tokens| tokens.deserialize("{}").unwrap()));
-    assert!(
-        !rotated(&|tokens| {
-            tokens.clear();
-        }),
-        "nothing is there"
-    );
-    assert_eq!(bench.keys.len(), 1);
-}
-
-#[test]
-fn a_key_store_that_refuses_leaves_the_rotation_pending_and_the_next_update_makes_up_for_it() {
-    for refused in [&["create"][..], &["read"], &["delete"], &["create", "read", "delete"]] {
-        let bench = Bench::new();
-        let keys = Arc::new(Refusing::new(&bench.keys));
-        let cache = bench.builder_with(keys.clone()).open().unwrap();
-        cache.add(&response("alice", "read")).unwrap();
-        cache.add(&response("bob", "read")).unwrap();
-        let (old, old_key) = (fs::read(bench.file()).unwrap(), key_id(&bench.file()));
-
-        keys.fails_at(refused);
-        let updated = cache.remove_account(&account("alice")).unwrap();
-        assert!(updated.is_rotation_pending(), "{refused:?}");
-        assert!(
-            !has(&cache, "alice", "read") && has(&cache, "bob", "read"),
-            "the sign-out happened all the same"
-        );
-        assert!(!has(&bench.open(), "alice", "read"), "and is durable");
-        // Still pending while the store refuses.
-        let again = cache.update(|tokens| tokens.add(&response("bob", "more"))).unwrap();
-        assert!(again.is_rotation_pending(), "{refused:?}");
-
-        keys.fails_at(&[]);
-        // Whoever changes the cache next makes up for it: here another handle.
-        let made_up = bench.open().update(|tokens| tokens.add(&response("bob", "third"))).unwrap();
-        assert!(!made_up.is_rotation_pending(), "{refused:?}");
-        assert_ne!(key_id(&bench.file()), old_key, "{refused:?}");
-        assert!(has(&cache, "bob", "third") && has(&cache, "bob", "more") && !has(&cache, "alice", "read"));
-        replace(&bench, &old);
-        assert!(bench.builder().open().is_err(), "{refused:?}: the old copy is shut");
-        assert_eq!(bench.keys.len(), 1, "{refused:?}: no key is left over");
-    }
-}
-
-#[test]
-fn two_caches_and_one_name_in_two_directories_never_touch_each_others_keys() {
-    let bench = Bench::new();
-    let keys: Arc<MemoryKeyStore> = Arc::new(bench.keys.clone());
-    let builders = [
-        bench.builder(),
-        bench.builder().cache("second"),
-        bench.builder().directory(bench.base.path().join("elsewhere")),
-        PersistedTokenCache::builder("fabrikam").directory(bench.base.path().join("third")).key_store(keys),
-    ];
-    let caches: Vec<_> = builders.iter().map(|builder| builder.clone().open().unwrap()).collect();
-    for round in 0..40 {
-        let cache = &caches[round * 7 % caches.len()];
-        cache.add(&response("stays", &round.to_string())).unwrap();
-        cache.add(&response("goes", "x")).unwrap();
-        cache.remove_account(&account("goes")).unwrap();
-        assert_eq!(bench.keys.len(), caches.len());
-    }
-    for (builder, cache) in builders.iter().zip(&caches) {
-        let reopened = builder.clone().open().unwrap();
-        assert_eq!(reopened.accounts().unwrap(), cache.accounts().unwrap());
-        assert!(!reopened.accounts().unwrap().is_empty());
-    }
 }
 
 #[test]
@@ -648,78 +444,6 @@ fn waiting_for_ever_can_be_asked_for() {
     let cache = for_ever.open().unwrap();
     cache.add(&response("alice", "read")).unwrap();
     assert!(!cache.remove_account(&account("alice")).unwrap().is_rotation_pending());
-}
-
-/// A member of an imported cache must not be taken for the notes of this one.
-#[test]
-fn imported_content_cannot_have_keys_deleted() {
-    let bench = Bench::new();
-    let victim = bench.builder().directory(bench.base.path().join("victim")).open().unwrap();
-    victim.add(&response("alice", "read")).unwrap();
-    let hex = |id: Vec<u8>| id.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-    let id = hex(key_id(victim.path()));
-    let cache = bench.open();
-    let member = format!(r#""tokenseal":{{"rotation":"due","prepared":"{id}","retiring":"{id}"}}"#);
-    let json = format!(r#"{{{member},"AccessToken":{{}},{member}}}"#);
-    cache.update(|tokens| tokens.deserialize(json)).unwrap();
-    drop(cache);
-    let cache = bench.open();
-    cache.add(&response("bob", "read")).unwrap();
-    assert!(!cache.remove_account(&account("bob")).unwrap().is_rotation_pending());
-    assert_eq!(bench.keys.len(), 2);
-    drop(victim);
-    let victim = bench.builder().directory(bench.base.path().join("victim")).open().unwrap();
-    assert!(has(&victim, "alice", "read"));
-    assert!(
-        !cache
-            .read(|tokens| format!("{:?}", tokens.serialize().json().expose()))
-            .unwrap()
-            .contains("tokenseal")
-    );
-}
-
-/// Says that it has no entry while it is locked, and that deleting one worked.
-#[derive(Debug)]
-struct Forgetful(MemoryKeyStore, std::sync::atomic::AtomicBool);
-
-impl tokenseal::KeyStore for Forgetful {
-    fn description(&self) -> String {
-        "the forgetful store".into()
-    }
-    fn create(
-        &self,
-        name: &tokenseal::KeyName,
-        text: &tokenseal::Secret,
-    ) -> Result<(), tokenseal::KeyStoreError> {
-        self.0.create(name, text)
-    }
-    fn read(&self, name: &tokenseal::KeyName) -> Result<Option<tokenseal::Secret>, tokenseal::KeyStoreError> {
-        if self.1.load(Ordering::SeqCst) { Ok(None) } else { self.0.read(name) }
-    }
-    fn delete(&self, name: &tokenseal::KeyName) -> Result<(), tokenseal::KeyStoreError> {
-        if self.1.load(Ordering::SeqCst) { Ok(()) } else { self.0.delete(name) }
-    }
-}
-
-#[test]
-fn a_locked_store_that_says_no_such_entry_does_not_end_a_rotation() {
-    let bench = Bench::new();
-    let refusing = Arc::new(Refusing::new(&bench.keys));
-    let cache = bench.builder_with(refusing.clone()).open().unwrap();
-    cache.add(&response("alice", "read")).unwrap();
-    let old = fs::read(bench.file()).unwrap();
-    refusing.fails_at(&["delete"]);
-    assert!(cache.remove_account(&account("alice")).unwrap().is_rotation_pending());
-    let forgetful = Arc::new(Forgetful(bench.keys.clone(), false.into()));
-    let cache = bench.builder_with(forgetful.clone()).open().unwrap();
-    forgetful.1.store(true, Ordering::SeqCst);
-    let updated = cache.update(|tokens| tokens.add(&response("bob", "read"))).unwrap();
-    assert!(updated.is_rotation_pending(), "{:?}", updated.rotation());
-    forgetful.1.store(false, Ordering::SeqCst);
-    let updated = cache.update(|tokens| tokens.add(&response("bob", "write"))).unwrap();
-    assert!(!updated.is_rotation_pending());
-    replace(&bench, &old);
-    assert!(bench.builder().open().unwrap_err().is_key_lost(), "the old copy is shut");
 }
 
 #[test]

@@ -245,11 +245,7 @@ fn a_write_that_fails_leaves_the_old_file_and_no_litter() {
 fn as_a_child_with_little_space() {
     let Some(base) = std::env::var_os("TOKENSEAL_SMALL_BASE") else { return };
     let base = Path::new(&base);
-    let cache = tokenseal::PersistedTokenCache::builder("contoso-cli")
-        .directory(base.join("tokens"))
-        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
-        .open()
-        .unwrap();
+    let cache = common::with_key_file(base).open().unwrap();
     let error = cache.add(&response("alice", &"x".repeat(20_000))).unwrap_err();
     assert!(matches!(file_error(error), FileError::Io { action: "write", .. }));
     assert!(common::has(&cache, "alice", "read"), "the state in memory is as before");

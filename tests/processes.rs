@@ -6,18 +6,13 @@ mod common;
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{account, has, response};
-use tokenseal::{Error, KeyFileStore, PersistedTokenCache};
+use tokenseal::{Error, PersistedTokenCache};
 
 fn open(base: &Path) -> PersistedTokenCache {
-    PersistedTokenCache::builder("contoso-cli")
-        .directory(base.join("tokens"))
-        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
-        .open()
-        .unwrap()
+    common::with_key_file(base).open().unwrap()
 }
 
 /// Runs this very program as a child that does `task`.
@@ -195,12 +190,8 @@ fn a_killed_holder_frees_the_lock_at_once_and_a_hung_one_costs_the_deadline() {
     let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
     while lines.next().unwrap().unwrap() != "holding" {}
 
-    let impatient = PersistedTokenCache::builder("contoso-cli")
-        .directory(base.path().join("tokens"))
-        .key_store(Arc::new(KeyFileStore::new(base.path().join("keys"))))
-        .lock_timeout(Duration::from_millis(200))
-        .open()
-        .unwrap();
+    let impatient =
+        common::with_key_file(base.path()).lock_timeout(Duration::from_millis(200)).open().unwrap();
     let started = Instant::now();
     assert!(impatient.add(&response("alice", "read")).unwrap_err().is_lock_timeout());
     assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&started.elapsed()));

@@ -7,7 +7,7 @@ use super::claims::Claims;
 use super::environment;
 use super::error::CacheError;
 use super::fields::{Field, Fields};
-use super::json;
+use super::json_text;
 use super::map_key::KeyParts;
 use super::response::TokenResponse;
 use super::row_text::{RowFields, Value, with_fields};
@@ -23,6 +23,17 @@ const SIGN_IN_GRANTS: [&str; 5] =
     ["broker", "authorization_code", "password", "urn:ietf:params:oauth:grant-type:device_code", "user_fic"];
 
 /// What [`TokenCache::add`] wrote.
+///
+/// ```
+/// # use tokenseal::{TokenCache, TokenResponse};
+/// # let response = TokenResponse::from_json(
+/// #     r#"{"access_token":"at","expires_in":3600,"refresh_token":"rt"}"#)?
+/// #     .client_id("app").environment("idp.example").realm("r").home_account_id("alice")
+/// #     .requested_scopes(["read"]);
+/// let added = TokenCache::new().add(&response)?;
+/// assert_eq!(added.account().unwrap().environment(), "idp.example");
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Added {
     account: Option<Account>,
@@ -158,7 +169,7 @@ fn family(response: &TokenResponse) -> Option<String> {
     let family = if raw.bytes().all(|byte| byte.is_ascii_digit()) {
         raw.into()
     } else {
-        json::decode(raw)?.into_owned()
+        json_text::decode(raw)?.into_owned()
     };
     (!family.is_empty()).then_some(family)
 }
@@ -426,7 +437,7 @@ impl TokenCache {
             return Slot::Taken(row);
         }
         let key = if in_the_way.is_none() { plain } else { parts.distinct_map_key(kind) };
-        self.rows.under_map_key(kind, &key).map_or_else(|| Slot::Free(json::encoded(&key)), Slot::Taken)
+        self.rows.under_map_key(kind, &key).map_or_else(|| Slot::Free(json_text::encoded(&key)), Slot::Taken)
     }
 
     /// Whether a row is the one that `parts` name, by its fields.

@@ -7,6 +7,7 @@ use base64ct::{Base64UrlUnpadded, Encoding as _};
 
 use super::error::CacheError;
 use super::json;
+use super::json_text;
 use crate::secret::SecretBytes;
 
 /// A decoded JSON object of claims.
@@ -41,8 +42,8 @@ impl Claims {
         let object = std::str::from_utf8(self.0.expose()).expect("checked when it was decoded");
         let mut found = None;
         json::members(object, |key, value| {
-            if json::decode(key).is_some_and(|key| key == name) {
-                found = json::decode(value);
+            if json_text::decode(key).is_some_and(|key| key == name) {
+                found = json_text::decode(value);
             }
         });
         found.map(std::borrow::Cow::into_owned).filter(|text| !text.is_empty())

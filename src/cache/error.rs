@@ -1,6 +1,13 @@
 //! What can be wrong with what a token cache is given.
 
 /// Why a token response or a serialized cache was not taken. Nothing was changed.
+///
+/// ```
+/// use tokenseal::{CacheError, TokenCache};
+///
+/// let error = TokenCache::new().deserialize("[]").unwrap_err();
+/// assert!(matches!(error, CacheError::NotACache { .. }));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use sha2::{Digest, Sha256};
 
 use super::json::{self, Span};
+use super::json_text;
 use crate::secret::Secret;
 
 /// What a field means. The spellings stand in [`Field::of`].
@@ -74,7 +75,7 @@ impl Field {
     /// The field that a raw JSON key names.
     pub(crate) fn of_raw(raw_key: &str) -> Option<Self> {
         let inner = &raw_key[1..raw_key.len() - 1];
-        if inner.contains('\\') { Self::of(&json::decode(raw_key)?) } else { Self::of(inner) }
+        if inner.contains('\\') { Self::of(&json_text::decode(raw_key)?) } else { Self::of(inner) }
     }
 }
 
@@ -135,11 +136,11 @@ impl<'a> Fields<'a> {
     }
 
     fn decode(&self, raw: &'a str) -> Option<Cow<'a, str>> {
-        if self.has_escapes { json::decode(raw) } else { json::unquoted(raw).map(Cow::Borrowed) }
+        if self.has_escapes { json_text::decode(raw) } else { json_text::unquoted(raw).map(Cow::Borrowed) }
     }
 
     fn decoded_len(&self, raw: &str) -> Option<usize> {
-        if self.has_escapes { json::decoded_len(raw) } else { json::unquoted(raw).map(str::len) }
+        if self.has_escapes { json_text::decoded_len(raw) } else { json_text::unquoted(raw).map(str::len) }
     }
 
     /// The text of a field; `None` where it is missing, null, empty or no string.
@@ -159,7 +160,7 @@ impl<'a> Fields<'a> {
 
     /// The token of a credential row.
     pub(crate) fn secret(&self) -> Option<Secret> {
-        json::decode_secret(self.raw(Field::Secret)?).filter(|secret| !secret.is_empty())
+        json_text::decode_secret(self.raw(Field::Secret)?).filter(|secret| !secret.is_empty())
     }
 
     /// A time in Unix seconds, however it was written: as a string or a number, with a fraction
@@ -188,9 +189,9 @@ impl<'a> Fields<'a> {
         let mut texts = String::with_capacity(length);
         for raw in fields.into_iter().filter_map(|field| self.raw(field)) {
             if self.has_escapes {
-                json::decode_into(raw, &mut texts);
+                json_text::decode_into(raw, &mut texts);
             } else {
-                texts.push_str(json::unquoted(raw).unwrap_or_default());
+                texts.push_str(json_text::unquoted(raw).unwrap_or_default());
             }
         }
         Some((Secret::from(texts), ends))
@@ -219,7 +220,7 @@ impl<'a> Fields<'a> {
         self.text(Field::ExtCacheKey).or_else(|| {
             let mut components = Vec::new();
             json::members(self.raw(Field::ExtComponents)?, |key, value| {
-                if let (Some(key), Some(value)) = (json::decode(key), json::decode(value)) {
+                if let (Some(key), Some(value)) = (json_text::decode(key), json_text::decode(value)) {
                     components.push((key.into_owned(), value.into_owned()));
                 }
             });

@@ -9,6 +9,7 @@ mod fields;
 mod find;
 mod index;
 mod json;
+mod json_text;
 mod map_key;
 mod query;
 mod remove;
@@ -73,6 +74,23 @@ pub struct TokenCache {
 }
 
 /// A serialized cache, and which state of the cache it is.
+///
+/// ```
+/// # use tokenseal::{TokenCache, TokenResponse};
+/// # let response = TokenResponse::from_json(
+/// #     r#"{"access_token":"at","expires_in":3600,"refresh_token":"rt"}"#)?
+/// #     .client_id("app").environment("idp.example").realm("r").home_account_id("alice")
+/// #     .requested_scopes(["read"]);
+/// let mut cache = TokenCache::new();
+/// cache.add(&response)?;
+/// let saved = cache.serialize();
+/// assert!(saved.json().expose().starts_with(b"{\"AccessToken\":"));
+/// assert!(cache.has_state_changed());
+/// // Store it, sealed; and when that is done:
+/// cache.mark_saved(&saved);
+/// assert!(!cache.has_state_changed());
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
 #[derive(Debug)]
 pub struct Serialized {
     json: SecretBytes,

@@ -9,6 +9,19 @@ use super::token::{AccessToken, RefreshToken};
 use super::{TokenCache, unix_seconds};
 
 /// How many rows of each kind were removed.
+///
+/// ```
+/// # use tokenseal::{TokenCache, TokenResponse};
+/// # let response = TokenResponse::from_json(
+/// #     r#"{"access_token":"at","expires_in":3600,"refresh_token":"rt"}"#)?
+/// #     .client_id("app").environment("idp.example").realm("r").home_account_id("alice")
+/// #     .requested_scopes(["read"]);
+/// let mut cache = TokenCache::new();
+/// let added = cache.add(&response)?;
+/// let removed = cache.remove_account(added.account().unwrap());
+/// assert_eq!((removed.access_tokens(), removed.refresh_tokens(), removed.accounts()), (1, 1, 1));
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
     access_tokens: usize,

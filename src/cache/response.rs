@@ -7,6 +7,7 @@ use super::environment::of_token_endpoint;
 use super::error::CacheError;
 use super::fields::ext_cache_key;
 use super::json::{self, Scanner};
+use super::json_text;
 use crate::secret::{Secret, SecretBytes};
 
 /// A token response (RFC 6749 section 5.1, OpenID Connect Core section 3.1.3.3) with what the cache
@@ -287,7 +288,7 @@ impl Body {
     pub(crate) fn raw(&self, name: &str) -> Option<&str> {
         let mut found = None;
         json::members(self.text(), |key, value| {
-            if json::decode(key).is_some_and(|key| key == name) {
+            if json_text::decode(key).is_some_and(|key| key == name) {
                 found = Some(value);
             }
         });
@@ -297,7 +298,7 @@ impl Body {
     /// A member that must be text; empty text counts for none.
     pub(crate) fn text_of(&self, field: &'static str) -> Result<Option<String>, CacheError> {
         let Some(raw) = self.raw(field) else { return Ok(None) };
-        match json::decode(raw) {
+        match json_text::decode(raw) {
             Some(text) => Ok(Some(text.into_owned()).filter(|text| !text.is_empty())),
             None => Err(CacheError::UnusableField { field, expected: "text" }),
         }
@@ -306,7 +307,7 @@ impl Body {
     /// A member that must be text and is secret; empty text counts for none.
     pub(crate) fn secret_of(&self, field: &'static str) -> Result<Option<Secret>, CacheError> {
         let Some(raw) = self.raw(field) else { return Ok(None) };
-        match json::decode_secret(raw) {
+        match json_text::decode_secret(raw) {
             Some(secret) => Ok(Some(secret).filter(|secret| !secret.is_empty())),
             None => Err(CacheError::UnusableField { field, expected: "text" }),
         }
@@ -315,7 +316,7 @@ impl Body {
     /// A number of seconds, written as a number or as text.
     pub(crate) fn seconds_of(&self, field: &'static str) -> Result<Option<i64>, CacheError> {
         let Some(raw) = self.raw(field) else { return Ok(None) };
-        let text = if raw.starts_with('"') { json::decode(raw) } else { Some(raw.into()) };
+        let text = if raw.starts_with('"') { json_text::decode(raw) } else { Some(raw.into()) };
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
         match super::fields::parse_time(&text) {
             Some(seconds) => Ok(Some(seconds)),

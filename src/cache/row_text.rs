@@ -2,6 +2,7 @@
 
 use super::fields::Field;
 use super::json;
+use super::json_text;
 use super::rows::RowText;
 use crate::secret::SecretBytes;
 
@@ -52,7 +53,7 @@ impl<'a> RowFields<'a> {
             separate(&mut out);
             out.extend(key.as_bytes());
             out.extend(b":");
-            let new = json::decode(key).and_then(|key| self.0.iter().position(|(name, _)| *name == key));
+            let new = json_text::decode(key).and_then(|key| self.0.iter().position(|(name, _)| *name == key));
             match new.map(|number| (number, self.0[number].1)) {
                 Some((number, value)) => {
                     written[number] = true;
@@ -67,7 +68,7 @@ impl<'a> RowFields<'a> {
         });
         for ((name, value), _) in self.0.iter().zip(written).filter(|(_, written)| !written) {
             separate(&mut out);
-            json::encode(name, &mut out);
+            json_text::encode(name, &mut out);
             out.extend(b":");
             value.write(&mut out);
         }
@@ -90,7 +91,7 @@ impl Value<'_> {
 
     fn write(&self, out: &mut SecretBytes) {
         match self {
-            Self::Text(text) => json::encode(text, out),
+            Self::Text(text) => json_text::encode(text, out),
             Self::Null => out.extend(b"null"),
         }
     }
@@ -114,7 +115,7 @@ pub(crate) fn with_fields(raw_key: &str, old: &str, new: &[(Field, &'static str,
         match new.iter().position(|(field, ..)| Field::of_raw(key) == Some(*field)) {
             Some(number) => {
                 written[number] = true;
-                json::encode(new[number].2, &mut out);
+                json_text::encode(new[number].2, &mut out);
             }
             None => out.extend(value.as_bytes()),
         }
@@ -123,9 +124,9 @@ pub(crate) fn with_fields(raw_key: &str, old: &str, new: &[(Field, &'static str,
         if !std::mem::take(&mut first) {
             out.extend(b",");
         }
-        json::encode(name, &mut out);
+        json_text::encode(name, &mut out);
         out.extend(b":");
-        json::encode(text, &mut out);
+        json_text::encode(text, &mut out);
     }
     out.extend(b"}");
     RowText { text: out, key_len: raw_key.len() }

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use super::fields::{Field, Fields, Shape};
 use super::index::Index;
-use super::json::{self, Malformed, Scanner, Span};
+use super::json::{Malformed, Scanner, Span};
+use super::json_text;
 use super::map_key::KeyParts;
 use super::text::{Place, Texts};
 use crate::secret::SecretBytes;
@@ -187,7 +188,7 @@ impl Rows {
         name: Span,
     ) -> Result<(), Malformed> {
         let raw_name = &text[name.start..name.end];
-        let kind = json::decode(raw_name).and_then(|name| Kind::named(&name));
+        let kind = json_text::decode(raw_name).and_then(|name| Kind::named(&name));
         let number = self.sections.len();
         if let Some(kind) = kind.filter(|_| scanner.peek() == Some(b'{')) {
             self.sections.push(Section { raw_name: raw_name.into(), kind: Some(kind), rows: Vec::new() });
@@ -291,7 +292,7 @@ impl Rows {
 
     /// The map key under which a row stands.
     fn map_key(&self, row: RowId) -> Option<Cow<'_, str>> {
-        json::decode(self.raw_key(row))
+        json_text::decode(self.raw_key(row))
     }
 
     /// Whether the section of `kind` holds something that is no object, so that no row can be put
@@ -299,7 +300,7 @@ impl Rows {
     pub(crate) fn is_unusable(&self, kind: Kind) -> bool {
         self.sections.iter().any(|section| {
             section.kind.is_none()
-                && json::decode(&section.raw_name).is_some_and(|name| name == kind.name())
+                && json_text::decode(&section.raw_name).is_some_and(|name| name == kind.name())
                 && section.rows.iter().any(|&row| self.rows[row as usize].live && self.value(row) != "null")
         })
     }
@@ -404,7 +405,7 @@ impl Rows {
         }
         // A section that is `null` becomes an object where it stands.
         let null = self.sections.iter().position(|section| {
-            section.kind.is_none() && json::decode(&section.raw_name).is_some_and(|n| n == kind.name())
+            section.kind.is_none() && json_text::decode(&section.raw_name).is_some_and(|n| n == kind.name())
         });
         if let Some(number) = null {
             for row in std::mem::take(&mut self.sections[number].rows) {
@@ -433,7 +434,7 @@ impl Rows {
     #[cfg(feature = "file")]
     pub(crate) fn take_member(&mut self, name: &str) -> Option<String> {
         let is_it = |section: &Section| {
-            section.kind.is_none() && json::decode(&section.raw_name).is_some_and(|n| n == name)
+            section.kind.is_none() && json_text::decode(&section.raw_name).is_some_and(|n| n == name)
         };
         let mut last = None;
         while let Some(number) = self.sections.iter().position(is_it) {

@@ -77,6 +77,24 @@ macro_rules! credential {
 }
 
 /// An access token that has not expired.
+///
+/// ```
+/// # use tokenseal::{TokenCache, TokenResponse};
+/// # let response = TokenResponse::from_json(
+/// #     r#"{"access_token":"at","expires_in":3600,"refresh_token":"rt"}"#)?
+/// #     .client_id("app").environment("idp.example").realm("r").home_account_id("alice")
+/// #     .requested_scopes(["read"]);
+/// use tokenseal::AccessTokenQuery;
+///
+/// let mut cache = TokenCache::new();
+/// let added = cache.add(&response)?;
+/// let wanted = AccessTokenQuery::new("app").account(added.account().unwrap()).scopes(["read"]);
+/// let token = cache.find_access_token(&wanted).unwrap();
+/// let header = format!("Authorization: {} {}", token.token_type(), token.expose());
+/// assert!(token.expires_on() > std::time::SystemTime::now());
+/// # assert_eq!(header, "Authorization: Bearer at");
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct AccessToken {
     issued: Issued,
@@ -135,6 +153,22 @@ impl AccessToken {
 }
 
 /// A refresh token.
+///
+/// ```
+/// # use tokenseal::{TokenCache, TokenResponse};
+/// # let response = TokenResponse::from_json(
+/// #     r#"{"access_token":"at","expires_in":3600,"refresh_token":"rt"}"#)?
+/// #     .client_id("app").environment("idp.example").realm("r").home_account_id("alice")
+/// #     .requested_scopes(["read"]);
+/// use tokenseal::RefreshTokenQuery;
+///
+/// let mut cache = TokenCache::new();
+/// let added = cache.add(&response)?;
+/// let wanted = RefreshTokenQuery::new("app", added.account().unwrap());
+/// let refresh_token = cache.find_refresh_token(&wanted).unwrap();
+/// assert_eq!(refresh_token.expose(), "rt");
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct RefreshToken {
     issued: Issued,
@@ -165,6 +199,13 @@ impl RefreshToken {
 }
 
 /// An id token, as it was issued. The cache has not validated it.
+///
+/// ```
+/// use tokenseal::{Account, TokenCache};
+///
+/// let account = Account::new("alice", "idp.example");
+/// assert!(TokenCache::new().find_id_token("app", &account, None).is_none());
+/// ```
 #[derive(Debug, Clone)]
 pub struct IdToken {
     issued: Issued,
@@ -184,6 +225,19 @@ impl IdToken {
 }
 
 /// What the cache knows about a client id.
+///
+/// ```
+/// # use tokenseal::{TokenCache, TokenResponse};
+/// # let response = TokenResponse::from_json(
+/// #     r#"{"access_token":"at","expires_in":3600,"refresh_token":"rt"}"#)?
+/// #     .client_id("app").environment("idp.example").realm("r").home_account_id("alice")
+/// #     .requested_scopes(["read"]);
+/// let mut cache = TokenCache::new();
+/// cache.add(&response)?;
+/// let known = cache.find_app_metadata("app", "idp.example").unwrap();
+/// assert_eq!(known.family_id(), None);
+/// # Ok::<(), tokenseal::CacheError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct AppMetadata {
     client_id: String,

@@ -6,6 +6,14 @@ use std::time::Duration;
 use crate::private_file::FileError;
 
 /// Why a key store did not do what it was asked for. No variant holds any part of an entry.
+///
+/// ```
+/// use tokenseal::KeyStoreError;
+///
+/// let error = KeyStoreError::locked("the vault", "it is sealed");
+/// assert!(error.is_unavailable() && !error.is_lost());
+/// assert_eq!(error.to_string(), "the vault is locked; unlock it and try again");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyStoreError {

@@ -15,6 +15,16 @@ use crate::secret::Secret;
 /// The keyring of the platform, or a `keyring_core` store that the program hands in.
 ///
 /// A default store that the program has set in `keyring_core` is respected and never overwritten.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use tokenseal::{KeyringStore, PersistedTokenCache};
+///
+/// // What `PersistedTokenCache::open` does.
+/// let keys = Arc::new(KeyringStore::platform());
+/// let cache = PersistedTokenCache::builder("contoso-cli").key_store(keys).open()?;
+/// # Ok::<(), tokenseal::Error>(())
+/// ```
 pub struct KeyringStore {
     /// `Some`: the program chose it, and nothing else will do.
     given: Option<Arc<CredentialStore>>,

@@ -75,6 +75,34 @@ impl fmt::Display for KeyName {
 /// implementation may block, and need not think of async runtimes. It is never asked to change an
 /// entry: if [`create`](Self::create) finds one under the name, that is an error. Report no part of a
 /// text in an error.
+///
+/// ```
+/// use tokenseal::{KeyName, KeyStore, KeyStoreError, Secret};
+///
+/// /// Keeps keys in a vault that is reached over the network.
+/// #[derive(Debug)]
+/// struct Vault(/* a client */);
+///
+/// impl KeyStore for Vault {
+///     fn description(&self) -> String {
+///         "the vault".into()
+///     }
+///     fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+///         let path = format!("{}/{}", name.service(), name.user());
+///         # let _ = (path, text);
+///         // Put `text.expose()` at `path`, unless something is there.
+///         Err(KeyStoreError::unavailable("the vault", "check the network", "no route to it"))
+///     }
+///     fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+///         # let _ = name;
+///         Err(KeyStoreError::locked("the vault", "it is sealed"))
+///     }
+///     fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+///         # let _ = name;
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait KeyStore: fmt::Debug + Send + Sync {
     /// What to call this store in messages, such as "the Secret Service".
     fn description(&self) -> String;

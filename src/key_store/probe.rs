@@ -13,6 +13,11 @@ use crate::secret::Secret;
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// What [`probe`] found.
+///
+/// ```no_run
+/// let probe = tokenseal::probe();
+/// println!("{}: {}", probe.store(), if probe.is_usable() { "usable".into() } else { probe.advice() });
+/// ```
 #[derive(Debug)]
 pub struct Probe {
     store: String,
@@ -72,6 +77,10 @@ impl fmt::Display for Probe {
 }
 
 /// Where a program runs, as far as it matters for a keyring.
+///
+/// ```
+/// println!("running {}", tokenseal::Surroundings::detect());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Surroundings {

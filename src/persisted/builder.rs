@@ -12,6 +12,20 @@ use crate::key_store::KeyStore;
 const SIZE_LIMIT: u64 = 32 * 1024 * 1024;
 
 /// How to open a [`PersistedTokenCache`]. Made by [`PersistedTokenCache::builder`].
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use tokenseal::{MemoryKeyStore, PersistedTokenCache, TokenResponse};
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let builder = PersistedTokenCache::builder("contoso-cli")
+/// #     .directory(directory.path().join("tokens"))
+/// #     .key_store(Arc::new(MemoryKeyStore::new()));
+/// use std::time::Duration;
+///
+/// let cache = builder.cache("work").size_limit(1024 * 1024).lock_timeout(Duration::from_secs(5)).open()?;
+/// assert!(cache.path().ends_with("work.sealed"));
+/// # Ok::<(), tokenseal::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct PersistedTokenCacheBuilder {

@@ -10,6 +10,22 @@ use crate::store::StoreError;
 
 /// Why a [`PersistedTokenCache`](crate::PersistedTokenCache) failed. Nothing that could not be read
 /// was overwritten or deleted, and no variant holds a secret.
+///
+/// ```no_run
+/// use tokenseal::PersistedTokenCache;
+///
+/// match PersistedTokenCache::builder("contoso-cli").open() {
+///     Ok(cache) => println!("{}", cache.path().display()),
+///     Err(error) if error.is_key_unavailable() => println!("unlock the keyring: {error}"),
+///     Err(error) if error.is_key_lost() || error.is_tampered() => {
+///         // Only when the user says so: set the file aside and start empty.
+///         let (cache, aside) = PersistedTokenCache::builder("contoso-cli").reset()?;
+///         println!("{} is set aside as {aside:?}", cache.path().display());
+///     }
+///     Err(error) => return Err(error),
+/// }
+/// # Ok::<(), tokenseal::Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -21,6 +21,21 @@ use crate::seal::{KeyId, SealingKey};
 use crate::store::StoreLock;
 
 /// What became of the key in an update.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use tokenseal::{MemoryKeyStore, PersistedTokenCache, TokenResponse};
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let builder = PersistedTokenCache::builder("contoso-cli")
+/// #     .directory(directory.path().join("tokens"))
+/// #     .key_store(Arc::new(MemoryKeyStore::new()));
+/// use tokenseal::Rotation;
+///
+/// let cache = builder.open()?;
+/// let cleared = cache.clear()?;
+/// assert!(matches!(cleared.rotation(), Rotation::NotNeeded), "it was empty");
+/// # Ok::<(), tokenseal::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Rotation {
@@ -37,6 +52,22 @@ pub enum Rotation {
 }
 
 /// What an update returned, and what became of the key.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use tokenseal::{MemoryKeyStore, PersistedTokenCache, TokenResponse};
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let builder = PersistedTokenCache::builder("contoso-cli")
+/// #     .directory(directory.path().join("tokens"))
+/// #     .key_store(Arc::new(MemoryKeyStore::new()));
+/// let cache = builder.open()?;
+/// let signed_out = cache.remove_account(&tokenseal::Account::new("alice", "idp.example"))?;
+/// if signed_out.is_rotation_pending() {
+///     eprintln!("older copies of the file can still be opened; the next change tries again");
+/// }
+/// assert_eq!(signed_out.value().total(), 0);
+/// # Ok::<(), tokenseal::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Updated<T> {
     value: T,

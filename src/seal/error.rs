@@ -4,6 +4,15 @@ use super::header::{KeyId, Kind};
 
 /// Why sealing or opening failed. Whatever was stored must be left alone, save in the case of
 /// [`NoRandomness`](Self::NoRandomness), where nothing was read.
+///
+/// ```
+/// use tokenseal::seal::{self, Context, SealError, SealingKey};
+///
+/// let (key, context) = (SealingKey::generate()?, Context::file("contoso-cli", "default"));
+/// let error = seal::open(&key, &context, b"{}".to_vec()).unwrap_err();
+/// assert!(matches!(error, SealError::NotAnEnvelope));
+/// # Ok::<(), SealError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SealError {

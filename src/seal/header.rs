@@ -49,6 +49,11 @@ impl fmt::Display for Kind {
 }
 
 /// The name of a key: 16 random bytes, made with it. It tells nothing about the key.
+///
+/// ```
+/// let id = tokenseal::seal::KeyId::from_bytes([0xAB; 16]);
+/// assert_eq!(id.to_string(), "ab".repeat(16));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId([u8; 16]);
 

@@ -8,6 +8,16 @@ use super::error::SealError;
 use super::header::KeyId;
 
 /// A 256-bit key and its id. The bytes are wiped when the key is dropped.
+///
+/// ```
+/// use tokenseal::seal::{KeyId, SealingKey};
+///
+/// let (one, other) = (SealingKey::generate()?, SealingKey::generate()?);
+/// assert_ne!(one.id(), other.id());
+/// let configured = SealingKey::from_bytes(KeyId::from_bytes([7; 16]), &[42; 32]);
+/// assert_eq!(configured.id().to_string(), "07070707070707070707070707070707");
+/// # Ok::<(), tokenseal::seal::SealError>(())
+/// ```
 pub struct SealingKey {
     id: KeyId,
     /// Boxed, so that a move leaves no copy behind.

@@ -135,6 +135,16 @@ fn seal_with_nonce(
 /// # Errors
 /// [`SealError`], which tells apart what is no sealed record, what was sealed by a later version or
 /// under another key or for another purpose, and what was altered. Nothing is decrypted then.
+///
+/// ```
+/// use tokenseal::seal::{self, Context, SealError, SealingKey};
+///
+/// let key = SealingKey::generate()?;
+/// let sealed = seal::seal(&key, &Context::file("contoso-cli", "default"), 1, b"{}")?;
+/// let swapped = seal::open(&key, &Context::file("contoso-cli", "other"), sealed);
+/// assert!(matches!(swapped, Err(SealError::Tampered)));
+/// # Ok::<(), SealError>(())
+/// ```
 pub fn open(key: &SealingKey, context: &Context, record: Vec<u8>) -> Result<SecretBytes, SealError> {
     let header = Header::read(&record)?;
     if header.kind != context.kind {

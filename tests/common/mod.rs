@@ -1,12 +1,15 @@
 //! What several tests need.
 #![allow(dead_code)] // No test needs all of it.
 
+#[cfg(feature = "file")]
+pub(crate) mod key_stores;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenseal::{
-    AccessTokenQuery, Account, KeyStore, MemoryKeyStore, PersistedTokenCache, PersistedTokenCacheBuilder,
-    TokenResponse,
+    AccessTokenQuery, Account, KeyFileStore, KeyStore, MemoryKeyStore, PersistedTokenCache,
+    PersistedTokenCacheBuilder, TokenResponse,
 };
 
 pub(crate) const CLIENT: &str = "app";
@@ -93,4 +96,19 @@ pub(crate) fn key_id(file: &Path) -> Vec<u8> {
 /// The generation of a sealed file.
 pub(crate) fn generation(file: &Path) -> u64 {
     u64::from_be_bytes(std::fs::read(file).unwrap()[24..32].try_into().unwrap())
+}
+
+/// Opens a cache whose key is in a file, as several processes can.
+pub(crate) fn with_key_file(base: &Path) -> PersistedTokenCacheBuilder {
+    PersistedTokenCache::builder("contoso-cli")
+        .directory(base.join("tokens"))
+        .key_store(Arc::new(KeyFileStore::new(base.join("keys"))))
+}
+
+/// Puts other bytes in the place of the file, as a restore would.
+pub(crate) fn replace(bench: &Bench, bytes: &[u8]) {
+    use std::io::Write as _;
+    let mut file = tempfile::NamedTempFile::new_in(bench.directory()).unwrap();
+    file.write_all(bytes).unwrap();
+    file.persist(bench.file()).unwrap();
 }

@@ -1,0 +1,101 @@
+//! Key stores that behave awkwardly.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokenseal::{KeyName, KeyStore, KeyStoreError, MemoryKeyStore, Secret};
+
+/// A store that gives every cache the same keys, so that only the context tells files apart.
+#[derive(Debug)]
+pub(crate) struct OneForAll(pub(crate) MemoryKeyStore, pub(crate) Mutex<Option<KeyName>>);
+
+impl KeyStore for OneForAll {
+    fn description(&self) -> String {
+        "one for all".into()
+    }
+    fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+        *self.1.lock().unwrap() = Some(name.clone());
+        self.0.create(name, text)
+    }
+    fn read(&self, _: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+        self.0.read(self.1.lock().unwrap().as_ref().unwrap())
+    }
+    fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+        self.0.delete(name)
+    }
+}
+
+/// Refuses, or fails at a certain call, when told to.
+#[derive(Debug)]
+pub(crate) struct Refusing {
+    inner: MemoryKeyStore,
+    fails: Mutex<Vec<&'static str>>,
+    log: Mutex<Vec<&'static str>>,
+}
+
+impl Refusing {
+    pub(crate) fn new(inner: &MemoryKeyStore) -> Self {
+        Self { inner: inner.clone(), fails: Mutex::default(), log: Mutex::default() }
+    }
+
+    pub(crate) fn refuses(&self, all: bool) {
+        *self.fails.lock().unwrap() =
+            if all { vec!["prepare", "create", "read", "delete"] } else { Vec::new() };
+    }
+
+    pub(crate) fn fails_at(&self, calls: &[&'static str]) {
+        *self.fails.lock().unwrap() = calls.to_vec();
+    }
+
+    pub(crate) fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
+    fn behave(&self, call: &'static str) -> Result<(), KeyStoreError> {
+        self.log.lock().unwrap().push(call);
+        if !self.fails.lock().unwrap().contains(&call) {
+            return Ok(());
+        }
+        Err(KeyStoreError::unavailable("the test's store", "let it be", "it refuses"))
+    }
+}
+
+impl KeyStore for Refusing {
+    fn description(&self) -> String {
+        "the test's store".into()
+    }
+    fn prepare(&self) -> Result<(), KeyStoreError> {
+        self.behave("prepare")
+    }
+    fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+        self.behave("create")?;
+        self.inner.create(name, text)
+    }
+    fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+        self.behave("read")?;
+        self.inner.read(name)
+    }
+    fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+        self.behave("delete")?;
+        self.inner.delete(name)
+    }
+}
+
+/// Says that it has no entry while it is locked, and that deleting one worked.
+#[derive(Debug)]
+pub(crate) struct Forgetful(pub(crate) MemoryKeyStore, pub(crate) AtomicBool);
+
+impl KeyStore for Forgetful {
+    fn description(&self) -> String {
+        "the forgetful store".into()
+    }
+    fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+        self.0.create(name, text)
+    }
+    fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+        if self.1.load(Ordering::SeqCst) { Ok(None) } else { self.0.read(name) }
+    }
+    fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+        if self.1.load(Ordering::SeqCst) { Ok(()) } else { self.0.delete(name) }
+    }
+}

@@ -46,7 +46,11 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
     Ok(Arguments { file: file.ok_or(USAGE)?, name, directory, replace, export_secrets })
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> std::process::ExitCode {
+    support::run(import)
+}
+
+fn import() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
     let plaintext = std::fs::read(&arguments.file)
         .map_err(|error| format!("cannot read {}: {error}", arguments.file.display()))?;

@@ -28,7 +28,11 @@ const APPLICATION: &str = "tokenseal-desktop-example";
 const CLIENT_ID: &str = "desktop-example";
 const SCOPE: &str = "notes.read";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> std::process::ExitCode {
+    support::run(desktop)
+}
+
+fn desktop() -> Result<(), Box<dyn Error>> {
     // Sealed in a file, the key in the platform keyring.
     let cache = support::open(APPLICATION, PersistedTokenCache::builder(APPLICATION))?;
 

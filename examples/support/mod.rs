@@ -33,3 +33,15 @@ pub(crate) fn open(
         result => Ok(result?),
     }
 }
+
+/// Runs a program and tells what went wrong in words, with what caused it.
+pub(crate) fn run(program: impl FnOnce() -> Result<(), Box<dyn Error>>) -> std::process::ExitCode {
+    let Err(error) = program() else { return std::process::ExitCode::SUCCESS };
+    eprintln!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+    std::process::ExitCode::FAILURE
+}

@@ -146,6 +146,10 @@ impl PersistedTokenCacheBuilder {
         let state = strategy.cache_dir();
         #[cfg(not(windows))]
         let state = strategy.state_dir().unwrap_or_else(|| strategy.data_dir());
+        // A relative HOME would put the tokens wherever the program happens to run.
+        if !state.is_absolute() {
+            return Err(Error::NoHomeDirectory);
+        }
         Ok(state.join(&self.application).join("tokenseal"))
     }
 

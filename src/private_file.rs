@@ -95,6 +95,14 @@ pub(crate) fn open_or_create(path: &Path) -> Checked<File> {
     Ok(file)
 }
 
+/// Whether an open file is the one that stands at `path` now.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(own), Ok(found)) => platform::is_same(&own, &found),
+        _ => false,
+    }
+}
+
 /// Makes a file that did not exist.
 pub(crate) fn create_new(path: &Path) -> Checked<File> {
     let mut options = OpenOptions::new();
@@ -187,6 +195,10 @@ mod platform {
         Ok(())
     }
 
+    pub(super) fn is_same(one: &Metadata, other: &Metadata) -> bool {
+        (one.dev(), one.ino()) == (other.dev(), other.ino())
+    }
+
     pub(super) fn check_owner(metadata: &Metadata, path: &Path) -> Checked<()> {
         if metadata.uid() == rustix::process::geteuid().as_raw() {
             return Ok(());
@@ -240,6 +252,11 @@ mod platform {
 
     pub(super) fn restore_owner_rights(_: &File) -> io::Result<()> {
         Ok(())
+    }
+
+    /// An open file cannot be removed here.
+    pub(super) fn is_same(_: &Metadata, _: &Metadata) -> bool {
+        true
     }
 
     pub(super) fn check_owner(_: &Metadata, _: &Path) -> Checked<()> {

@@ -135,19 +135,26 @@ impl LockFile {
         let deadline = deadline::after(within);
         let timed_out = || StoreError::LockTimedOut { path: self.path.clone(), waited: within };
         let turn = self.take_turn(deadline, timed_out)?;
-        let file = private_file::open_or_create(&self.path)?;
-        match file.try_lock() {
-            Ok(()) => return Ok(StoreLock { _file: file, _turn: turn }),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(source)) => {
-                return Err(StoreError::CannotLock { path: self.path.clone(), source });
+        let cannot_lock = |source| StoreError::CannotLock { path: self.path.clone(), source };
+        loop {
+            let file = private_file::open_or_create(&self.path)?;
+            let file = match file.try_lock() {
+                Ok(()) => file,
+                Err(TryLockError::Error(source)) => return Err(cannot_lock(source)),
+                // The system queues those who wait fairly and wakes them at once, but knows no deadline.
+                Err(TryLockError::WouldBlock) => match self.turn.queue.wait(file, deadline) {
+                    Some(locked) => locked.map_err(cannot_lock)?,
+                    None => return Err(timed_out()),
+                },
+            };
+            // Nothing of ours removes a lock file, but a person or a cleaner may: what is locked then
+            // is a file that nobody else can find.
+            if private_file::is_at(&file, &self.path) {
+                return Ok(StoreLock { _file: file, _turn: turn });
             }
-        }
-        // The system queues those who wait fairly and wakes them at once, but knows no deadline.
-        match self.turn.queue.wait(file, deadline) {
-            Some(Ok(file)) => Ok(StoreLock { _file: file, _turn: turn }),
-            Some(Err(source)) => Err(StoreError::CannotLock { path: self.path.clone(), source }),
-            None => Err(timed_out()),
+            if deadline::left(deadline).is_zero() {
+                return Err(timed_out());
+            }
         }
     }
 
@@ -192,6 +199,27 @@ mod tests {
             let waiter = scope.spawn(|| other.acquire(LONG).map(drop));
             drop(held);
             waiter.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn whoever_waited_for_a_lock_file_that_was_removed_locks_the_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = lock_file(&directory);
+        let removed = private_file::open_or_create(&lock.path).unwrap();
+        removed.lock().unwrap();
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| lock.acquire(LONG));
+            thread::sleep(SHORT);
+            std::fs::remove_file(&lock.path).unwrap();
+            let new = private_file::open_or_create(&lock.path).unwrap();
+            new.lock().unwrap();
+            removed.unlock().unwrap();
+            thread::sleep(SHORT);
+            assert!(!waiter.is_finished(), "the new file is locked by somebody else");
+            new.unlock().unwrap();
+            drop(waiter.join().unwrap().unwrap());
         });
     }
 

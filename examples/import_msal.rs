@@ -14,7 +14,9 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use tokenseal::{PersistedTokenCache, TokenCache};
+use tokenseal::{PersistedTokenCache, SecretBytes, TokenCache};
+
+const SIZE_LIMIT: u64 = 256 * 1024 * 1024;
 
 const USAGE: &str = "usage: import_msal FILE.json [--name NAME] [--dir DIR] [--replace] [--export-secrets]";
 
@@ -52,13 +54,13 @@ fn main() -> std::process::ExitCode {
 
 fn import() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
-    let plaintext = std::fs::read(&arguments.file)
+    let plaintext = read(&arguments.file)
         .map_err(|error| format!("cannot read {}: {error}", arguments.file.display()))?;
     let mut imported = TokenCache::new();
     imported.deserialize(plaintext).map_err(|error| format!("{}: {error}", arguments.file.display()))?;
 
     let open = || {
-        let mut builder = PersistedTokenCache::builder(&arguments.name).size_limit(256 * 1024 * 1024);
+        let mut builder = PersistedTokenCache::builder(&arguments.name).size_limit(SIZE_LIMIT);
         if let Some(directory) = &arguments.directory {
             builder = builder.directory(directory);
         }
@@ -90,6 +92,19 @@ fn import() -> Result<(), Box<dyn Error>> {
     }
     eprintln!("Sealed in {}", cache.path().display());
     Ok(())
+}
+
+/// Reads a plaintext cache. Some Windows tools begin it with a byte order mark.
+fn read(file: &std::path::Path) -> std::io::Result<SecretBytes> {
+    let metadata = std::fs::metadata(file)?;
+    if !metadata.is_file() || metadata.len() > SIZE_LIMIT {
+        return Err(std::io::Error::other("it is no regular file of at most 256 MiB"));
+    }
+    let bytes = SecretBytes::from(std::fs::read(file)?);
+    match bytes.expose().strip_prefix(b"\xEF\xBB\xBF") {
+        Some(text) => Ok(SecretBytes::from(text)),
+        None => Ok(bytes),
+    }
 }
 
 /// Accounts, counts and expiries; no secrets.

@@ -65,7 +65,14 @@
 //! | `home_account_id: null` finds Python's app tokens only | null, empty and missing are one |
 //! | a token bound to a key is returned to a query that names none | only to a query that names the key |
 //! | user tokens without an account are stored without an owner | that is an error: name the account |
-//! | two accounts whose ids differ in case only overwrite each other | each has a row of its own |
+//! | rows whose ids, realms, client ids or scopes differ in case only, or join to one key, overwrite each other | each has a row of its own |
+//! | a refresh without an `id_token` is stored without an owner | the owner of the refresh token that was sent is taken |
+//! | a silent refresh fills an empty cache | it adds nothing where the account is not known |
+//! | `foci: 1` stays a number, and an empty `foci` is written | text, and no family |
+//! | an empty claim hides the one to fall back to | it counts as absent |
+//! | `client_info` without `utid` or with a number in it is used as it is | both must be text, or the `id_token` counts |
+//! | `id_token_claims` (from a broker) are read | only the `id_token` is |
+//! | odd numbers (`"3600.7"`, null) in a response are errors | they are read, or count as absent; `true` is an error |
 //! | rows of other SDKs are doubled, and stay at a sign-out | they are renewed in place, and removed |
 //! | a rotated refresh token is replaced in one row | in every row that holds it |
 //! | signing out leaves rows under aliases of the environment, or without one | they go too |

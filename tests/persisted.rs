@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::key_stores::{OneForAll, Refusing};
+use common::key_stores::{Hanging, OneForAll, Refusing};
 use common::{Bench, account, generation, has, key_id, replace, response, wanted};
 use tokenseal::{CacheError, Error, KeyFileStore, MemoryKeyStore, PersistedTokenCache, TokenCache};
 
@@ -372,6 +372,7 @@ fn litter_of_a_killed_save_is_swept_and_nothing_else_is() {
     for name in [
         ".default.0123456789abcdef.tmp",
         ".default.short.tmp",
+        ".default.0123456789abcdeg.tmp",
         ".other.0123456789abcdef.tmp",
         "default.sealed.aside-1-a",
     ] {
@@ -381,6 +382,7 @@ fn litter_of_a_killed_save_is_swept_and_nothing_else_is() {
     assert_eq!(
         bench.files(),
         [
+            ".default.0123456789abcdeg.tmp",
             ".default.short.tmp",
             ".other.0123456789abcdef.tmp",
             "default.lock",
@@ -467,4 +469,62 @@ fn many_removals_in_one_update_cost_what_they_cost_in_memory() {
     cache.update(|tokens| tokens.deserialize(json)).unwrap();
     let within = cache.update(|tokens| Ok::<_, Error>(remove_all(tokens))).unwrap().into_value();
     assert!(within < alone * 5 + Duration::from_millis(100), "{within:?}, and in memory {alone:?}");
+}
+
+#[test]
+fn every_lookup_sees_the_file() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let id_token = "e30.eyJzdWIiOiJhbGljZSJ9.sig";
+    let json =
+        format!(r#"{{"access_token":"at","refresh_token":"rt","id_token":"{id_token}","expires_in":3600}}"#);
+    let response = tokenseal::TokenResponse::from_json(json).unwrap().client_id(common::CLIENT);
+    cache.add(&response.environment(common::ENVIRONMENT).realm("tenant").username("Alice@x")).unwrap();
+    let alice = account("alice");
+    let refresh = tokenseal::RefreshTokenQuery::new(common::CLIENT, &alice);
+    assert_eq!(cache.find_refresh_tokens(&refresh).unwrap()[0].expose(), "rt");
+    assert_eq!(cache.find_id_token(common::CLIENT, &alice, None).unwrap().unwrap().expose(), id_token);
+    let named = tokenseal::AccountQuery::new().username("alice@X");
+    assert_eq!(cache.find_accounts(&named).unwrap()[0].home_account_id(), "alice");
+    let shown = format!("{cache:?}");
+    assert!(shown.contains("default.sealed") && !shown.contains("rt"), "{shown}");
+}
+
+#[test]
+fn a_reset_that_cannot_make_its_key_puts_the_file_back() {
+    let bench = Bench::new();
+    let keys = Arc::new(Refusing::new(&bench.keys));
+    let cache = bench.builder_with(keys.clone()).open().unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    for refused in ["create", "read"] {
+        keys.fails_at(&[refused]);
+        assert!(cache.reset().unwrap_err().is_key_unavailable(), "{refused}");
+        keys.fails_at(&[]);
+        assert!(has(&cache, "alice", "read") && has(&bench.open(), "alice", "read"), "{refused}");
+        assert_eq!(bench.files(), ["default.lock", "default.sealed"]);
+        assert_eq!(bench.keys.len(), 1, "{refused}: no key is left over");
+    }
+    assert!(cache.reset().unwrap().is_some());
+    assert!(cache.accounts().unwrap().is_empty());
+}
+
+#[test]
+fn a_hung_key_store_costs_each_reader_its_deadline_and_no_more() {
+    let bench = Bench::new();
+    let keys = Arc::new(Hanging(bench.keys.clone(), false.into()));
+    let builder = bench.builder_with(keys.clone()).key_timeout(Duration::from_millis(300));
+    let cache = builder.rotation_timeout(Duration::from_millis(300)).open().unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    // Another handle rotates the key: this one must ask the store for it, which hangs.
+    bench.open().remove_account(&account("alice")).unwrap();
+    keys.1.store(true, Ordering::SeqCst);
+    let started = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| assert!(cache.accounts().unwrap_err().is_key_unavailable()));
+        }
+    });
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+    keys.1.store(false, Ordering::SeqCst);
+    assert!(cache.accounts().unwrap().is_empty());
 }

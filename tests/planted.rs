@@ -254,17 +254,18 @@ fn as_a_child_with_little_space() {
 
 #[test]
 fn without_a_home_directory_there_is_no_default_place() {
+    let here = tempfile::tempdir().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "as_a_child_without_a_home", "--nocapture"])
         .env("TOKENSEAL_NO_HOME", "1")
         .env("HOME", "relative")
         .env_remove("XDG_STATE_HOME")
-        .current_dir(std::env::temp_dir())
+        .current_dir(here.path())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("there is no home directory"), "{said}");
-    assert!(!std::env::temp_dir().join("relative").exists(), "nothing is made where the program runs");
+    assert!(common::files(here.path()).is_empty(), "nothing is made where the program runs");
 }
 
 /// Not a test by itself: run by the one above with a HOME that is no absolute path.

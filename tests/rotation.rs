@@ -183,3 +183,68 @@ fn a_locked_store_that_says_no_such_entry_does_not_end_a_rotation() {
     replace(&bench, &old);
     assert!(bench.builder().open().unwrap_err().is_key_lost(), "the old copy is shut");
 }
+
+/// The keyring was replaced by a new one, or another volume stands where the key files were: a key made
+/// there would be lost when the real one comes back, and the old key would not be deleted.
+#[test]
+fn a_running_process_does_not_rotate_into_another_key_store() {
+    let bench = Bench::new();
+    let keys = bench.base.path().join("keys");
+    let builder = || bench.builder_with(Arc::new(tokenseal::KeyFileStore::new(&keys)));
+    let cache = builder().open().unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    cache.add(&response("bob", "read")).unwrap();
+    let old_key = key_id(&bench.file());
+    let elsewhere = bench.base.path().join("elsewhere");
+    fs::rename(&keys, &elsewhere).unwrap();
+    assert!(cache.remove_account(&account("alice")).unwrap().is_rotation_pending());
+    assert!(cache.update(|tokens| tokens.add(&response("bob", "more"))).unwrap().is_rotation_pending());
+    assert_eq!(key_id(&bench.file()), old_key);
+    let _ = fs::remove_dir_all(&keys);
+    fs::rename(&elsewhere, &keys).unwrap();
+    let reopened = builder().open().unwrap();
+    assert!(
+        has(&reopened, "bob", "read") && has(&reopened, "bob", "more") && !has(&reopened, "alice", "read")
+    );
+    assert!(!reopened.update(|tokens| tokens.add(&response("bob", "last"))).unwrap().is_rotation_pending());
+    assert_ne!(key_id(&bench.file()), old_key);
+    assert_eq!(common::files(&keys).len(), 1);
+}
+
+#[test]
+fn a_store_that_never_deletes_gathers_no_forgotten_keys() {
+    let bench = Bench::new();
+    let keys = Arc::new(Refusing::new(&bench.keys));
+    let cache = bench.builder_with(keys.clone()).open().unwrap();
+    keys.fails_at(&["delete"]);
+    for round in 0..40 {
+        cache.add(&response("goes", &round.to_string())).unwrap();
+        assert!(cache.remove_account(&account("goes")).unwrap().is_rotation_pending());
+    }
+    keys.fails_at(&[]);
+    for round in 0..2 {
+        cache.add(&response("stays", &round.to_string())).unwrap();
+    }
+    assert_eq!(bench.keys.len(), 1, "every key but the current one is gone");
+}
+
+#[test]
+fn while_the_key_store_hangs_changes_go_on() {
+    let bench = Bench::new();
+    let keys = Arc::new(common::key_stores::Hanging(bench.keys.clone(), false.into()));
+    let builder = bench.builder_with(keys.clone()).rotation_timeout(std::time::Duration::from_millis(600));
+    let cache = builder.open().unwrap();
+    cache.add(&response("goes", "x")).unwrap();
+    keys.1.store(true, Ordering::SeqCst);
+    assert!(cache.remove_account(&account("goes")).unwrap().is_rotation_pending());
+    let started = std::time::Instant::now();
+    for round in 0..4 {
+        cache.add(&response("stays", &round.to_string())).unwrap();
+    }
+    assert!(started.elapsed() < std::time::Duration::from_millis(4 * 600), "{:?}", started.elapsed());
+    keys.1.store(false, Ordering::SeqCst);
+    // The call that hung ends now; the next change makes up for what it left.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let made_up = cache.update(|tokens| tokens.add(&response("stays", "last"))).unwrap();
+    assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
+}

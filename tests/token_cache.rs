@@ -503,3 +503,26 @@ fn adding_costs_the_same_with_many_tokens_of_one_owner() {
         "{first:?} for the first 500, {last:?} for the last"
     );
 }
+
+#[test]
+fn a_refresh_that_does_not_say_whose_it_is_belongs_to_the_owner_of_the_token_sent() {
+    let mut cache = TokenCache::new();
+    for user in ["alice", "bob"] {
+        let json = format!(r#"{{"access_token":"a","expires_in":600,"refresh_token":"rt-{user}"}}"#);
+        let response = response(&json).environment("e").realm("r").home_account_id(user);
+        cache.add(&response).unwrap();
+    }
+    let refresh = |body: &str| response(body).environment("e").realm("r").sent_refresh_token("rt-alice");
+    let rotated = r#"{"access_token":"new","expires_in":900,"refresh_token":"rt2-alice"}"#;
+    cache.add(&refresh(rotated).grant_type("refresh_token")).unwrap();
+    let mut held: Vec<_> = cache.refresh_tokens().map(|token| token.expose().to_owned()).collect();
+    held.sort();
+    assert_eq!(held, ["rt-bob", "rt2-alice"]);
+    let alice = AccessTokenQuery::new("app").account(&Account::new("alice", "e"));
+    assert_eq!(secret(&cache, alice).as_deref(), Some("new"));
+    assert_eq!(secret(&cache, AccessTokenQuery::new("app")), None, "nobody's token is the application's");
+    // The token that was sent is known no more: then nothing says whose the new ones are.
+    for body in [rotated, r#"{"access_token":"new","expires_in":900}"#] {
+        assert!(matches!(cache.add(&refresh(body)), Err(CacheError::NoAccount)), "{body}");
+    }
+}

@@ -54,11 +54,12 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
             ),
         )
     } else if body.contains("grant_type=refresh_token") {
-        ("200 OK", tokens())
+        // The answer to a refresh need not have an id_token, and often has none.
+        ("200 OK", tokens(""))
     } else if POLLS.fetch_add(1, Ordering::Relaxed) == 0 {
         ("400 Bad Request", r#"{"error":"authorization_pending"}"#.to_owned())
     } else {
-        ("200 OK", tokens())
+        ("200 OK", tokens(&format!(r#","id_token":"{}""#, id_token())))
     };
     write!(
         connection,
@@ -67,19 +68,26 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
     )
 }
 
-/// A token response for the one user there is.
-fn tokens() -> String {
+/// Says who the one user is.
+fn id_token() -> String {
     let part = |json: &str| Base64UrlUnpadded::encode_string(json.as_bytes());
     let claims = r#"{"iss":"http://127.0.0.1/demo","aud":"desktop-example","sub":"1001","preferred_username":"ada@example.com"}"#;
-    let id_token = format!("{}.{}.{}", part(r#"{"alg":"none"}"#), part(claims), "unsigned");
+    format!("{}.{}.{}", part(r#"{"alg":"none"}"#), part(claims), "unsigned")
+}
+
+/// A token response, with further members. The access token lives for the number of seconds in
+/// `DESKTOP_EXAMPLE_LIFETIME`, or for an hour.
+fn tokens(further: &str) -> String {
     let random = || {
         let mut bytes = [0; 48];
         getrandom::fill(&mut bytes).expect("the operating system has random bytes");
         Base64UrlUnpadded::encode_string(&bytes)
     };
+    let lifetime = std::env::var("DESKTOP_EXAMPLE_LIFETIME").ok().and_then(|seconds| seconds.parse().ok());
     format!(
-        r#"{{"access_token":"{}","token_type":"Bearer","expires_in":3600,"refresh_token":"{}","id_token":"{id_token}"}}"#,
+        r#"{{"access_token":"{}","token_type":"Bearer","expires_in":{},"refresh_token":"{}"{further}}}"#,
         random(),
+        lifetime.unwrap_or(3_600_u32),
         random()
     )
 }

@@ -13,7 +13,7 @@ mod identity_provider;
 mod support;
 
 use std::error::Error;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use oauth2::basic::{
     BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
@@ -22,7 +22,9 @@ use oauth2::{
     Client, ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, ExtraTokenFields, RefreshToken,
     Scope, StandardDeviceAuthorizationResponse, StandardRevocableToken, StandardTokenResponse, TokenUrl,
 };
-use tokenseal::{AccessTokenQuery, PersistedTokenCache, RefreshTokenQuery, Rotation, Secret, TokenResponse};
+use tokenseal::{
+    AccessTokenQuery, Account, PersistedTokenCache, RefreshTokenQuery, Rotation, Secret, TokenResponse,
+};
 
 const APPLICATION: &str = "tokenseal-desktop-example";
 const CLIENT_ID: &str = "desktop-example";
@@ -33,19 +35,22 @@ fn main() -> std::process::ExitCode {
 }
 
 fn desktop() -> Result<(), Box<dyn Error>> {
+    let argument = std::env::args_os().nth(1).map(|argument| argument.to_string_lossy().into_owned());
+    let task: fn(&PersistedTokenCache) -> Result<(), Box<dyn Error>> = match argument.as_deref() {
+        None => call_the_service,
+        Some("--show") => show,
+        Some("--sign-out") => sign_out,
+        Some(other) => return Err(format!("unknown argument {other}: use --show, --sign-out or none").into()),
+    };
     // Sealed in a file, the key in the platform keyring.
     let cache = support::open(APPLICATION, PersistedTokenCache::builder(APPLICATION))?;
+    task(&cache)
+}
 
-    match std::env::args().nth(1).as_deref() {
-        None => {
-            let token = access_token(&cache)?;
-            println!("Calling the service with a token of {} characters.", token.expose().len());
-            Ok(())
-        }
-        Some("--show") => show(&cache),
-        Some("--sign-out") => sign_out(&cache),
-        Some(other) => Err(format!("unknown argument {other}: use --show, --sign-out or none").into()),
-    }
+fn call_the_service(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
+    let token = access_token(cache)?;
+    println!("Calling the service with a token of {} characters.", token.expose().len());
+    Ok(())
 }
 
 /// A token to call the service with: from the cache, or by the refresh token, or by signing in.
@@ -59,11 +64,9 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
         for refresh_token in cache.find_refresh_tokens(&RefreshTokenQuery::new(CLIENT_ID, &account))? {
             if let Ok(response) = refresh(&refresh_token.secret()) {
                 println!("Signed in as {} already; the token was refreshed.", account.username());
-                cache.add(&response.sent_refresh_token(refresh_token.secret()).without_account())?;
-                return cache
-                    .find_access_token(&wanted)?
-                    .map(|token| token.secret())
-                    .ok_or("no token".into());
+                // The token that was sent says whose these are, and which one they replace.
+                cache.add(&response.sent_refresh_token(refresh_token.secret()))?;
+                return just_added(cache, &account);
             }
         }
     }
@@ -72,8 +75,14 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     let added = cache.add(&response)?; // On disk, sealed, before this returns.
     let account = added.account().ok_or("the provider did not say who signed in")?;
     println!("Signed in as {}. Run this again: no sign-in will be needed.", account.username());
-    let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]);
-    cache.find_access_token(&wanted)?.map(|token| token.secret()).ok_or("no token".into())
+    just_added(cache, account)
+}
+
+/// The token that was added just now, however short its life is.
+fn just_added(cache: &PersistedTokenCache, account: &Account) -> Result<Secret, Box<dyn Error>> {
+    let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]).skew(Duration::ZERO);
+    let token = cache.find_access_token(&wanted)?.ok_or("the provider granted something else")?;
+    Ok(token.secret())
 }
 
 /// Signs in by the device-code flow (RFC 8628).
@@ -134,6 +143,15 @@ fn sign_out(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
         println!("Signed out {}: {} rows removed.", account.username(), removed.value().total());
         if let Rotation::Pending { reason } = removed.rotation() {
             println!("Older copies of the file can still be opened: {reason}");
+        }
+    }
+    for other in ["default.sealed", "with-key-file.sealed"] {
+        let other = cache.path().with_file_name(other);
+        if other != cache.path() && other.exists() {
+            println!(
+                "{} is another cache of this example, with its key elsewhere; it stays.",
+                other.display()
+            );
         }
     }
     Ok(())

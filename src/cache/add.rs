@@ -70,7 +70,7 @@ struct Derived<'a> {
 }
 
 impl<'a> Derived<'a> {
-    fn of(response: &'a TokenResponse) -> Result<Self, CacheError> {
+    fn of(response: &'a TokenResponse, cache: &TokenCache) -> Result<Self, CacheError> {
         let body = &response.body;
         let (environment, realm) = environment_and_realm(response)?;
         let access_token = body.secret_of("access_token")?;
@@ -81,8 +81,13 @@ impl<'a> Derived<'a> {
             Some(Err(_)) if response.home_account_id.is_some() => None,
             claims => claims.transpose()?,
         };
-        let home_account_id = home_account_id(response, id_claims.as_ref())?;
+        let home_account_id = match home_account_id(response, id_claims.as_ref())? {
+            // The answer to a refresh need not say whose it is (OpenID Connect Core section 12.2).
+            None => cache.owner_of_sent_refresh_token(response, environment.as_deref()),
+            known => known,
+        };
         let is_app_grant = match response.grant_type.as_deref() {
+            _ if response.is_refresh() => false,
             None => refresh_token.is_none() && id_token.is_none(),
             Some(grant_type) => grant_type == "client_credentials",
         };
@@ -196,8 +201,8 @@ impl TokenCache {
     /// [`CacheError`] if the response cannot be understood, if nothing says whose tokens they are, or
     /// if the cache cannot take them. Nothing is changed then.
     pub fn add(&mut self, response: &TokenResponse) -> Result<Added, CacheError> {
-        let derived = Derived::of(response)?;
-        let is_refresh = !response.establishes_account || response.sent_refresh_token.is_some();
+        let derived = Derived::of(response, self)?;
+        let is_refresh = response.is_refresh();
         if is_refresh && self.is_signed_out(&derived) {
             return Ok(Added { account: None, is_signed_out: true });
         }
@@ -246,6 +251,20 @@ impl TokenCache {
             })
         });
         Ok(Added { account, is_signed_out: false })
+    }
+
+    /// Whose refresh token was sent, as far as the cache still has it.
+    fn owner_of_sent_refresh_token(
+        &self,
+        response: &TokenResponse,
+        environment: Option<&str>,
+    ) -> Option<String> {
+        let sent = response.sent_refresh_token.as_ref()?;
+        self.rows.all(Kind::RefreshToken).map(|row| self.rows.fields(row)).find_map(|fields| {
+            let is_it =
+                self.is_in(&fields, environment) && fields.secret().is_some_and(|secret| secret == *sent);
+            is_it.then(|| fields.text(Field::HomeAccountId).map(std::borrow::Cow::into_owned))?
+        })
     }
 
     /// Whether there is neither a row of the account nor one that holds the refresh token sent.

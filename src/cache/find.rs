@@ -51,7 +51,7 @@ impl TokenCache {
     }
 
     /// Whether a row belongs to `environment` or an alias of it.
-    fn is_in(&self, fields: &Fields<'_>, environment: Option<&str>) -> bool {
+    pub(crate) fn is_in(&self, fields: &Fields<'_>, environment: Option<&str>) -> bool {
         let own = fields.text(Field::Environment).unwrap_or_default();
         environment.is_none_or(|wanted| self.aliases.same(&own, wanted))
     }

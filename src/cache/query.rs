@@ -113,7 +113,9 @@ impl AccessTokenQuery {
         self
     }
 
-    /// How long before its end a token counts as expired: 5 minutes unless named.
+    /// How long before its end a token counts as expired: 5 minutes unless named. A provider whose
+    /// tokens live no longer than that asks for a shorter one, and so does a lookup right after a
+    /// sign-in.
     #[must_use]
     pub fn skew(mut self, skew: Duration) -> Self {
         self.skew = skew;

@@ -181,6 +181,8 @@ impl TokenResponse {
     /// the response replaces it in every row that holds it, whichever SDK wrote the row; without it
     /// the old token would stay beside the new one.
     ///
+    /// Where the response does not say whose it is, which it need not, the owner of that row is taken.
+    ///
     /// It also says that this is no sign-in, as [`without_account`](Self::without_account) does, and a
     /// refresh token that another sign-in has put in the place of the one sent is left alone.
     #[must_use]
@@ -203,6 +205,11 @@ impl TokenResponse {
     pub fn without_account(mut self) -> Self {
         self.establishes_account = false;
         self
+    }
+
+    /// Whether it answers a silent refresh rather than a sign-in.
+    pub(crate) fn is_refresh(&self) -> bool {
+        !self.establishes_account || self.sent_refresh_token.is_some()
     }
 
     /// What msal (Python) hashes into the extended cache key.

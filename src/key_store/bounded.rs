@@ -3,13 +3,13 @@
 //! A keyring may wait for a prompt for ever, and some panic on an async runtime's threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{KeyName, KeyStore, KeyStoreError, entry};
-use crate::deadline;
+use crate::deadline::{self, Lane};
 use crate::seal::{KeyId, SealingKey};
 
 /// More stack than the crates below a keyring were seen to use.
@@ -21,44 +21,22 @@ pub(crate) struct BoundedKeyStore {
     store: Arc<dyn KeyStore>,
     application: String,
     cache: String,
+    /// Stores are not reliable with several calls at once, and a hung one must not gather threads.
     lane: Arc<Lane>,
 }
 
-/// Lets one call at a time through: stores are not reliable with several, and a hung store must not
-/// gather threads.
-#[derive(Debug, Default)]
-struct Lane {
-    taken: Mutex<bool>,
-    freed: Condvar,
-}
-
-impl Lane {
-    fn enter(self: &Arc<Self>, deadline: Instant) -> Option<InLane> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        while *taken {
-            let left = deadline::left(deadline);
-            if left.is_zero() {
-                return None;
-            }
-            taken = self.freed.wait_timeout(taken, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *taken = true;
-        Some(InLane(Arc::clone(self)))
-    }
-}
-
-struct InLane(Arc<Lane>);
-
-impl Drop for InLane {
-    fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        self.0.freed.notify_one();
-    }
-}
+/// How long to wait for a store that hung at the call before and hangs still.
+const WHILE_STUCK: Duration = Duration::from_millis(250);
 
 impl BoundedKeyStore {
     pub(crate) fn new(store: Arc<dyn KeyStore>, application: &str, cache: &str) -> Self {
         Self { store, application: application.to_owned(), cache: cache.to_owned(), lane: Arc::default() }
+    }
+
+    /// How long to wait while others wait for a lock: `within`, but hardly at all if a call from before
+    /// is still unanswered.
+    pub(crate) fn patience(&self, within: Duration) -> Duration {
+        if self.lane.is_taken() { within.min(WHILE_STUCK) } else { within }
     }
 
     /// Meets prompts, before any lock is taken.
@@ -147,6 +125,7 @@ mod tests {
     use crate::key_store::MemoryKeyStore;
     use crate::secret::Secret;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::time::Instant;
 
     const SHORT: Duration = Duration::from_millis(100);
     const LONG: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ mod state;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 pub use builder::PersistedTokenCacheBuilder;
@@ -20,6 +20,7 @@ use crate::cache::{
     AccessToken, AccessTokenQuery, Account, AccountQuery, Added, CacheError, EnvironmentAliases, IdToken,
     RefreshToken, RefreshTokenQuery, Removed, TokenCache, TokenResponse,
 };
+use crate::deadline::Lane;
 use crate::key_store::{BoundedKeyStore, KeyStore};
 use crate::seal::Context;
 use crate::store::FileStore;
@@ -73,7 +74,7 @@ struct Inner {
     rotation_timeout: Duration,
     state: RwLock<Arc<State>>,
     /// One thread at a time reads the file again.
-    reloading: Mutex<()>,
+    reloading: Arc<Lane>,
 }
 
 impl PersistedTokenCache {
@@ -271,7 +272,7 @@ impl Inner {
             key_timeout: builder.key_timeout,
             rotation_timeout: builder.rotation_timeout,
             state: RwLock::new(Arc::new(State::unread())),
-            reloading: Mutex::default(),
+            reloading: Arc::default(),
         })
     }
 

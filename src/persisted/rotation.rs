@@ -11,6 +11,7 @@
 //! The next change looks at the notes and finishes what was cut short.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::key_notes::KeyNotes;
 use super::state::State;
@@ -180,7 +181,7 @@ impl<'a> Change<'a> {
             }
             return Ok(leftover.map_or(Rotation::NotNeeded, |reason| Rotation::Pending { reason }));
         }
-        let (state, rotation) = inner.rotate(lock, self.tokens, &key, before.generation, notes)?;
+        let (state, rotation) = inner.rotate(lock, self.tokens, &key, before.generation, notes, leftover)?;
         inner.set_state(state);
         Ok(rotation)
     }
@@ -202,7 +203,7 @@ impl Inner {
         self.store.make_durable(lock)?;
         // Some services answer "no such entry" while they are locked. One that finds the current key
         // is not.
-        if let Err(error) = self.keys.get(current, self.rotation_timeout) {
+        if let Err(error) = self.keys.get(current, self.rotation_patience()) {
             return Ok(Some(error));
         }
         let mut failure = None;
@@ -210,7 +211,7 @@ impl Inner {
             if failure.is_some() {
                 return true;
             }
-            failure = self.keys.delete(retiring, self.rotation_timeout).err();
+            failure = self.keys.delete(retiring, self.rotation_patience()).err();
             failure.is_some()
         });
         Ok(failure)
@@ -224,8 +225,14 @@ impl Inner {
         old: &Arc<SealingKey>,
         generation: u64,
         mut notes: KeyNotes,
+        refusal: Option<KeyStoreError>,
     ) -> Result<(State, Rotation), Error> {
-        let found = self.find_prepared(&notes);
+        // A store that has not the old key is not the one that this file's keys live in: a keyring that
+        // was replaced, a volume that is not mounted. A new key made there would be lost with it. And
+        // where old keys cannot be deleted, more of them would only pile up.
+        let old_key =
+            refusal.map_or_else(|| self.keys.get(old.id(), self.rotation_patience()).map(drop), Err);
+        let found = old_key.and_then(|()| self.find_prepared(&notes));
         let (new, must_create) = match found {
             Ok(Some(prepared)) => (Ok(prepared), false),
             Ok(None) => (SealingKey::generate().map_err(KeyStoreError::from), true),
@@ -238,7 +245,7 @@ impl Inner {
         let under_old = self.write(lock, tokens, old, generation.saturating_add(1), notes.clone())?;
         let ready = new.and_then(|new| {
             if must_create {
-                self.keys.create(&new, self.rotation_timeout)?;
+                self.keys.create(&new, self.rotation_patience())?;
             }
             Ok(Arc::new(new))
         });
@@ -272,6 +279,10 @@ impl Inner {
         Ok((under_new, failure.map_or(Rotation::Done, |reason| Rotation::Pending { reason })))
     }
 
+    fn rotation_patience(&self) -> Duration {
+        self.keys.patience(self.rotation_timeout)
+    }
+
     /// The file was written under one key, and what was to follow failed.
     fn postponed(&self, error: &Error) -> KeyStoreError {
         let advice = "what is left of the rotation could not be done; the next update tries again";
@@ -281,7 +292,7 @@ impl Inner {
     /// A key that an earlier rotation made and did not come to use.
     fn find_prepared(&self, notes: &KeyNotes) -> Result<Option<SealingKey>, KeyStoreError> {
         for &key_id in notes.prepared.iter().rev() {
-            match self.keys.get(key_id, self.rotation_timeout) {
+            match self.keys.get(key_id, self.rotation_patience()) {
                 Ok(key) => return Ok(Some(key)),
                 Err(error) if error.is_lost() => {}
                 Err(error) => return Err(error),

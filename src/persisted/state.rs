@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::key_notes::KeyNotes;
 use super::{Error, Inner, generation};
 use crate::cache::TokenCache;
+use crate::deadline;
 use crate::key_store::KeyStoreError;
 use crate::seal::{self, Header, KeyId, SealError, SealingKey};
 use crate::secret::SecretBytes;
@@ -62,14 +63,18 @@ impl Inner {
     /// The newest state: what the file holds. Reads it again if another process, or another handle
     /// in this one, replaced it.
     pub(super) fn newest(&self) -> Result<Arc<State>, Error> {
+        let deadline = deadline::after(self.key_timeout);
         for _ in 0..ATTEMPTS {
             let state = self.state();
             if self.is_current(&state)? {
                 return Ok(state);
             }
-            let _reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(_reloading) = self.reloading.enter(deadline) else {
+                let store = self.keys.description();
+                return Err(KeyStoreError::TimedOut { store, waited: self.key_timeout }.into());
+            };
             if !self.is_current(&self.state())? {
-                self.reload(self.key_timeout)?;
+                self.reload(deadline::left(deadline))?;
             }
         }
         // It changes all the time: what was read last was the newest after this call began.
@@ -98,7 +103,7 @@ impl Inner {
                 return Ok(state);
             }
             // Not behind a thread that waits for a prompt: others wait for this one.
-            self.reload(self.rotation_timeout)?;
+            self.reload(self.keys.patience(self.rotation_timeout))?;
         }
         Err(StoreError::NeverStill { path: self.store.path().to_owned() }.into())
     }
@@ -186,7 +191,11 @@ impl Inner {
     /// Makes a key and an empty file sealed under it. There must be no file, and the lock is held.
     pub(super) fn create_file(&self, lock: &StoreLock, key_timeout: Duration) -> Result<State, Error> {
         let key = SealingKey::generate().map_err(|source| self.unopened(source))?;
-        self.keys.create(&key, key_timeout)?;
+        if let Err(error) = self.keys.create(&key, key_timeout) {
+            // It may be there after all, and seals nothing. If the store hangs, it stays.
+            let _ = self.keys.delete(key.id(), self.keys.patience(self.rotation_timeout));
+            return Err(error.into());
+        }
         let empty = self.empty();
         let key = Arc::new(key);
         match self.write(lock, empty.cache, &key, 1, empty.notes) {

@@ -143,7 +143,11 @@ impl FileStore {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let aside = self.directory.join(format!("{}.sealed.aside-{seconds}-{}", self.name, random_hex()?));
         fs::rename(&self.path, &aside).map_err(failed("set aside", &self.path))?;
-        private_file::sync_directory(&self.directory)?;
+        if let Err(error) = private_file::sync_directory(&self.directory) {
+            // What cannot be made durable is undone, so that the error tells what is there.
+            fs::rename(&aside, &self.path).map_err(failed("put back", &aside))?;
+            return Err(error.into());
+        }
         Ok(Some(aside))
     }
 

@@ -99,3 +99,33 @@ impl KeyStore for Forgetful {
         if self.1.load(Ordering::SeqCst) { Ok(()) } else { self.0.delete(name) }
     }
 }
+
+/// Does not answer while it hangs.
+#[derive(Debug)]
+pub(crate) struct Hanging(pub(crate) MemoryKeyStore, pub(crate) AtomicBool);
+
+impl Hanging {
+    fn behave(&self) {
+        while self.1.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+impl KeyStore for Hanging {
+    fn description(&self) -> String {
+        "the hanging store".into()
+    }
+    fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+        self.behave();
+        self.0.create(name, text)
+    }
+    fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
+        self.behave();
+        self.0.read(name)
+    }
+    fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+        self.behave();
+        self.0.delete(name)
+    }
+}

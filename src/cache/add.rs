@@ -267,7 +267,7 @@ impl TokenCache {
         })
     }
 
-    /// Whether there is neither a row of the account nor one that holds the refresh token sent.
+    /// Whether the account has neither an account row nor a refresh token: so a sign-out leaves it.
     fn is_signed_out(&self, derived: &Derived<'_>) -> bool {
         let Some(owner) = &derived.home_account_id else { return false };
         let environment = derived.environment.as_deref().unwrap_or_default();

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 use aes_gcm::{Aes256Gcm, Nonce};
 use tokenseal::seal::{self, Context, SealingKey};
-use tokenseal::{AccessTokenQuery, AccountQuery, RefreshTokenQuery, TokenCache, TokenResponse};
+use tokenseal::{
+    AccessTokenQuery, AccountQuery, RefreshFailure, RefreshTokenQuery, TokenCache, TokenResponse,
+};
 
 fn main() {
     if let Ok(task) = std::env::var("TOKENSEAL_BARS_TASK") {
@@ -79,6 +81,19 @@ fn lookups() {
             &format!("{find:.2} µs = stat {stat:.2} + {:.2}", find - stat),
             "stat + 1 µs",
             find - stat <= 1.0,
+        );
+        let never = |_| Err(RefreshFailure::transient("a fresh token needs no call"));
+        let (find, acquire) = pairs(
+            101,
+            1_000,
+            || drop(black_box(cache.find_access_token(&wanted).unwrap().unwrap())),
+            || drop(black_box(cache.acquire(&wanted, never).unwrap())),
+        );
+        row(
+            &format!("acquire a fresh token, {accounts} accounts"),
+            &format!("{acquire:.2} µs = {:.2} × find", acquire / find),
+            "1.2 ×",
+            acquire / find <= 1.2,
         );
         if accounts < 10_000 {
             continue;

@@ -1,7 +1,9 @@
 //! Waiting, but not for ever: points in time, and taking turns until one.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::sync::{Condvar, Mutex};
 
 /// As good as for ever.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);

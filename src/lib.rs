@@ -9,19 +9,25 @@
 //!   (`PersistedTokenCache`);
 //! - shared safely: any number of processes and threads add, find and sign out at once, and no
 //!   update is lost;
+//! - refreshed by one caller at a time, among all threads, tasks and processes
+//!   (`PersistedTokenCache::acquire`), so that no refresh token is sent twice;
 //! - wiped from memory when they are no longer needed, and never printed.
 //!
 //! ```no_run
 //! # #[cfg(feature = "keyring")] fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use tokenseal::{AccessTokenQuery, PersistedTokenCache, TokenResponse};
+//! use tokenseal::{AccessTokenQuery, PersistedTokenCache, RefreshFailure, Secret, TokenResponse};
 //! # fn sign_in() -> Result<String, std::io::Error> { std::io::read_to_string(std::io::stdin()) }
+//! # fn refresh(_: Secret) -> Result<TokenResponse, RefreshFailure> { Err(RefreshFailure::transient("no client")) }
 //!
 //! let cache = PersistedTokenCache::open("contoso-cli")?;
 //! for account in cache.accounts()? {
 //!     let wanted = AccessTokenQuery::new("my-client").account(&account).scopes(["User.Read"]);
-//!     if let Some(token) = cache.find_access_token(&wanted)? {
-//!         println!("signed in as {}, until {:?}", account.username(), token.expires_on());
-//!         return Ok(());
+//!     match cache.acquire(&wanted, refresh) { // `refresh` sends the refresh token that it is given
+//!         Err(error) if error.is_sign_in_required() => continue,
+//!         acquired => {
+//!             println!("signed in as {}, until {:?}", account.username(), acquired?.token().expires_on());
+//!             return Ok(());
+//!         }
 //!     }
 //! }
 //! let body = sign_in()?; // any OAuth client
@@ -40,6 +46,7 @@
 //! |---|---|
 //! | a desktop program or a command-line tool | `PersistedTokenCache::open` |
 //! | a machine without a keyring | the same, with `KeyFileStore` or a `KeyStore` of your own |
+//! | no need to keep the tokens | `SharedTokenCache`, with the same `acquire` |
 //! | a place of your own for the bytes | [`TokenCache`] and the functions of [`seal`] |
 //!
 //! # Features
@@ -47,7 +54,8 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `keyring` (default) | the platform keyring; implies `file` |
-//! | `file` | `PersistedTokenCache`, and keys in memory or in key files |
+//! | `file` | `PersistedTokenCache`, `acquire`, and keys in memory or in key files |
+//! | `tokio` | `acquire_async`; implies `file` |
 //! | none | [`TokenCache`] and [`seal`]: no I/O, no operating system keyring |
 //!
 //! # Where tokenseal differs from msal (Python)
@@ -98,10 +106,14 @@ mod key_store;
 mod persisted;
 #[cfg(feature = "file")]
 mod private_file;
+#[cfg(feature = "file")]
+mod refresh;
 pub mod seal;
 mod secret;
 #[cfg(feature = "file")]
 mod store;
+#[cfg(feature = "file")]
+mod sync;
 
 pub use cache::{
     AccessToken, AccessTokenQuery, Account, AccountQuery, Added, AppMetadata, CacheError, EnvironmentAliases,
@@ -117,5 +129,10 @@ pub use key_store::{KeyringStore, Probe, Surroundings, probe};
 pub use persisted::{Error, PersistedTokenCache, PersistedTokenCacheBuilder, Rotation, Updated};
 #[cfg(feature = "file")]
 pub use private_file::FileError;
+#[cfg(feature = "file")]
+pub use refresh::{
+    AcquireError, AcquireRequest, Acquired, FailedCall, Origin, RefreshFailure, RefreshGuard,
+    SharedTokenCache, SignInReason,
+};
 #[cfg(feature = "file")]
 pub use store::StoreError;

@@ -8,22 +8,24 @@
 //! what a program of yours would do: the `oauth2` crate speaks to the provider by real HTTP, and
 //! `tokenseal` keeps the tokens.
 
-mod identity_provider;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::error::Error;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use oauth2::basic::{
-    BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
+    BasicErrorResponse, BasicErrorResponseType, BasicRevocationErrorResponse,
+    BasicTokenIntrospectionResponse, BasicTokenType,
 };
 use oauth2::{
     Client, ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, ExtraTokenFields, RefreshToken,
-    Scope, StandardDeviceAuthorizationResponse, StandardRevocableToken, StandardTokenResponse, TokenUrl,
+    RequestTokenError, Scope, StandardDeviceAuthorizationResponse, StandardRevocableToken,
+    StandardTokenResponse, TokenUrl,
 };
+use support::identity_provider;
 use tokenseal::{
-    AccessTokenQuery, Account, PersistedTokenCache, RefreshTokenQuery, Rotation, Secret, TokenResponse,
+    AccessTokenQuery, Origin, PersistedTokenCache, RefreshFailure, Rotation, Secret, TokenResponse,
 };
 
 const APPLICATION: &str = "tokenseal-desktop-example";
@@ -57,17 +59,18 @@ fn call_the_service(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
 fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     for account in cache.accounts()? {
         let wanted = AccessTokenQuery::new(CLIENT_ID).account(&account).scopes([SCOPE]);
-        if let Some(token) = cache.find_access_token(&wanted)? {
-            println!("Signed in as {} already.", account.username());
-            return Ok(token.secret());
-        }
-        for refresh_token in cache.find_refresh_tokens(&RefreshTokenQuery::new(CLIENT_ID, &account))? {
-            if let Ok(response) = refresh(&refresh_token.secret()) {
-                println!("Signed in as {} already; the token was refreshed.", account.username());
-                // The token that was sent says whose these are, and which one they replace.
-                cache.add(&response.sent_refresh_token(refresh_token.secret()))?;
-                return just_added(cache, &account);
+        // However many processes run this at once, one of them refreshes and all get the token.
+        match cache.acquire(&wanted, |refresh_token| refresh(&refresh_token)) {
+            Ok(acquired) => {
+                let how = match acquired.origin() {
+                    Origin::Refreshed => "already; the token was refreshed",
+                    _ => "already",
+                };
+                println!("Signed in as {} {how}.", account.username());
+                return Ok(acquired.token().secret());
             }
+            Err(error) if error.is_sign_in_required() => println!("{}: {error}.", account.username()),
+            Err(error) => return Err(error.into()),
         }
     }
 
@@ -75,14 +78,8 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     let added = cache.add(&response)?; // On disk, sealed, before this returns.
     let account = added.account().ok_or("the provider did not say who signed in")?;
     println!("Signed in as {}. Run this again: no sign-in will be needed.", account.username());
-    just_added(cache, account)
-}
-
-/// The token that was added just now, however short its life is.
-fn just_added(cache: &PersistedTokenCache, account: &Account) -> Result<Secret, Box<dyn Error>> {
-    let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]).skew(Duration::ZERO);
-    let token = cache.find_access_token(&wanted)?.ok_or("the provider granted something else")?;
-    Ok(token.secret())
+    let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]);
+    Ok(cache.acquire(&wanted, |refresh_token| refresh(&refresh_token))?.token().secret())
 }
 
 /// Signs in by the device-code flow (RFC 8628).
@@ -101,12 +98,23 @@ fn sign_in() -> Result<TokenResponse, Box<dyn Error>> {
     described(&answer, &provider, "urn:ietf:params:oauth:grant-type:device_code")
 }
 
-/// Gets new tokens for a refresh token.
-fn refresh(refresh_token: &Secret) -> Result<TokenResponse, Box<dyn Error>> {
-    let provider = identity_provider::start()?;
+/// Gets new tokens for a refresh token. Says which failure ends the session: `invalid_grant`, and no
+/// other.
+fn refresh(refresh_token: &Secret) -> Result<TokenResponse, RefreshFailure> {
+    let provider = identity_provider::start().map_err(RefreshFailure::transient)?;
+    let client = client(&provider).map_err(|error| RefreshFailure::transient(error.to_string()))?;
     let refresh_token = RefreshToken::new(refresh_token.expose().to_owned());
-    let answer = client(&provider)?.exchange_refresh_token(&refresh_token).request(&http)?;
-    described(&answer, &provider, "refresh_token")
+    match client.exchange_refresh_token(&refresh_token).request(&http) {
+        Ok(answer) => Ok(TokenResponse::from_serialize(&answer)?),
+        Err(RequestTokenError::ServerResponse(refusal)) => match refusal.error() {
+            BasicErrorResponseType::InvalidGrant => Err(RefreshFailure::rejected("invalid_grant")),
+            other @ BasicErrorResponseType::Extension(_) => Err(RefreshFailure::transient(other.to_string())),
+            other => Err(RefreshFailure::refused(other)),
+        },
+        Err(RequestTokenError::Request(error)) => Err(RefreshFailure::transient(error)),
+        // What `oauth2` says of an answer that it cannot read may quote it.
+        Err(_) => Err(RefreshFailure::transient("the answer could not be read")),
+    }
 }
 
 /// Tells the cache what the tokens are and where they come from.

@@ -1,10 +1,15 @@
 //! Opens a sealed cache with the platform keyring, or says why not and goes on with a key file.
 
+pub(crate) mod identity_provider;
+
 use std::error::Error;
 use std::sync::Arc;
 
 use etcetera::BaseStrategy as _;
 use tokenseal::{KeyFileStore, PersistedTokenCache, PersistedTokenCacheBuilder};
+
+/// Set where somebody else has told already that the keyring cannot be used.
+pub(crate) const QUIET: &str = "TOKENSEAL_EXAMPLE_QUIET";
 
 /// Opens the cache that `builder` describes. Where the platform keyring cannot be used, a second
 /// cache is opened whose key is in a file: these examples ask for that by name, so that they run
@@ -15,18 +20,20 @@ pub(crate) fn open(
 ) -> Result<PersistedTokenCache, Box<dyn Error>> {
     match builder.clone().open() {
         Err(error) if error.is_key_unavailable() => {
-            // The error says what is wrong and what would fix it; `tokenseal::probe()` tells the same
-            // without opening anything.
-            eprintln!("The platform keyring cannot be used: {error}.");
-            if let Some(cause) = error.source() {
-                eprintln!("It said: {cause}.");
-            }
             // Not beside the sealed file: whoever copies that directory must not get both.
             let keys = etcetera::choose_base_strategy()?.data_dir().join(application).join("keys");
-            eprintln!(
-                "Going on with a key file in {} (weaker: anyone who reads it can read the tokens).",
-                keys.display()
-            );
+            if std::env::var_os(QUIET).is_none() {
+                // The error says what is wrong and what would fix it; `tokenseal::probe()` tells the
+                // same without opening anything.
+                eprintln!("The platform keyring cannot be used: {error}.");
+                if let Some(cause) = error.source() {
+                    eprintln!("It said: {cause}.");
+                }
+                eprintln!(
+                    "Going on with a key file in {} (weaker: anyone who reads it can read the tokens).",
+                    keys.display()
+                );
+            }
             let keys = Arc::new(KeyFileStore::new(keys));
             Ok(builder.cache("with-key-file").key_store(keys).open()?)
         }

@@ -2,25 +2,49 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::time::SystemTime;
+#[cfg(feature = "file")]
+use std::time::Duration;
 
+use super::TokenCache;
 use super::account::Account;
 use super::fields::{Field, Fields};
 use super::query::{AccessTokenQuery, AccountQuery, RefreshTokenQuery};
+#[cfg(feature = "file")]
+use super::response::TokenResponse;
 use super::rows::{Kind, Lookup, RowId};
 use super::token::{AccessToken, AppMetadata, IdToken, RefreshToken};
-use super::{TokenCache, unix_seconds};
 use crate::secret::Secret;
 
 /// The family of Microsoft's own clients: the one that an unknown client is tried in.
 const FIRST_PARTY_FAMILY: &str = "1";
 
+/// How much life a token must have left.
+#[cfg(feature = "file")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Life {
+    /// More than the query's skew, or more than half of its whole life: where tokens live no longer
+    /// than the skew, each lookup would ask for another.
+    Fresh,
+    /// Any.
+    Valid,
+    /// Any, the extended lifetime included.
+    Extended,
+}
+
 impl TokenCache {
     /// Finds an access token that is valid for longer than the query's skew. Of several, one of the
     /// query's very environment comes before one of an alias, and then the one that lasts longest.
     pub fn find_access_token(&self, query: &AccessTokenQuery) -> Option<AccessToken> {
-        let valid_at = unix_seconds(query.now.unwrap_or_else(SystemTime::now))
-            .saturating_add(i64::try_from(query.skew.as_secs()).unwrap_or(i64::MAX));
+        let valid_at = query.valid_at(query.skew);
+        self.best_access_token(query, |_, expires_on| expires_on > valid_at)
+    }
+
+    /// Finds the best access token that `is_good`, judged by its fields and when it expires.
+    fn best_access_token(
+        &self,
+        query: &AccessTokenQuery,
+        is_good: impl Fn(&Fields<'_>, i64) -> bool,
+    ) -> Option<AccessToken> {
         let lookup = match (&query.owner.home_account_id, &query.realm) {
             (Some(owner), _) => Lookup::Owner(Kind::AccessToken, owner),
             (None, Some(realm)) => {
@@ -30,7 +54,7 @@ impl TokenCache {
         };
         let found = self.rows.candidates(lookup).filter_map(|row| {
             let fields = self.rows.fields(row);
-            let expires_on = fields.time(Field::ExpiresOn).filter(|&time| time > valid_at)?;
+            let expires_on = fields.time(Field::ExpiresOn).filter(|&time| is_good(&fields, time))?;
             let is_wanted = self.is_wanted(&fields, query) && fields.has_secret();
             is_wanted.then(|| ((is_exact_environment(&fields, query), expires_on), fields))
         });
@@ -79,6 +103,62 @@ impl TokenCache {
         let mut rows = self.rows_of(Kind::RefreshToken, home_account_id, environment);
         rows.retain(|&row| self.rows.fields(row).secret().is_some_and(|own| own == *secret));
         rows
+    }
+
+    /// Finds an access token that has this much life left, and is not the one that was `refused`.
+    #[cfg(feature = "file")]
+    pub(crate) fn find_living_access_token(
+        &self,
+        query: &AccessTokenQuery,
+        life: Life,
+        refused: Option<&Secret>,
+    ) -> Option<AccessToken> {
+        let now = query.valid_at(Duration::ZERO);
+        let valid_at = now.saturating_add(i64::try_from(query.skew.as_secs()).unwrap_or(i64::MAX));
+        self.best_access_token(query, |fields, expires_on| {
+            let is_alive = match life {
+                Life::Fresh if expires_on > valid_at => true,
+                Life::Fresh => {
+                    let lifetime =
+                        fields.time(Field::CachedAt).map_or(0, |from| expires_on.saturating_sub(from));
+                    lifetime > 0 && expires_on.saturating_sub(now) > lifetime / 2
+                }
+                Life::Valid => expires_on > now,
+                Life::Extended => fields.extended_expires_on().unwrap_or(expires_on).max(expires_on) > now,
+            };
+            is_alive && refused.is_none_or(|refused| fields.secret().is_none_or(|secret| secret != *refused))
+        })
+    }
+
+    /// Whether what answers a refresh still belongs here: the cache has the refresh token that was
+    /// sent, or has the answer already.
+    #[cfg(feature = "file")]
+    pub(crate) fn awaits(&self, answer: &TokenResponse) -> bool {
+        let (Some(owner), Some(environment)) = (&answer.home_account_id, &answer.environment) else {
+            return false;
+        };
+        let came = answer.body.secret_of("refresh_token").ok().flatten();
+        [answer.sent_refresh_token.as_ref(), came.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|token| !self.refresh_tokens_with_secret(owner, environment, token).is_empty())
+    }
+
+    /// The realm of any token that a client has of a user for these scopes, expired or not.
+    #[cfg(feature = "file")]
+    pub(crate) fn known_realm(&self, query: &AccessTokenQuery) -> Option<String> {
+        let token = self.best_access_token(query, |_, _| true)?;
+        token.realm().map(str::to_owned)
+    }
+
+    /// Whether a refresh token is the client's own, or of the family that the client is known to be in.
+    #[cfg(feature = "file")]
+    pub(crate) fn may_use(&self, client_id: &str, token: &RefreshToken) -> bool {
+        token.client_id() == client_id
+            || token.family_id().is_some_and(|family| {
+                let known = self.find_app_metadata(client_id, token.environment());
+                known.is_some_and(|known| known.family_id() == Some(family))
+            })
     }
 
     /// Finds refresh tokens in the order in which MSAL tries them: those of the client's family

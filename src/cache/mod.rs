@@ -26,8 +26,12 @@ pub use account::Account;
 pub use add::Added;
 pub use environment::EnvironmentAliases;
 pub use error::CacheError;
+#[cfg(feature = "file")]
+pub(crate) use find::Life;
 pub use query::{AccessTokenQuery, AccountQuery, RefreshTokenQuery};
 pub use remove::Removed;
+#[cfg(feature = "file")]
+pub(crate) use response::Body;
 pub use response::TokenResponse;
 pub use token::{AccessToken, AppMetadata, IdToken, RefreshToken};
 

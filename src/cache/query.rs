@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::account::Account;
 use super::fields::ext_cache_key;
+use super::unix_seconds;
 
 /// How close to its end an access token counts as expired, unless the query says otherwise.
 pub(crate) const DEFAULT_SKEW: Duration = Duration::from_secs(5 * 60);
@@ -127,6 +128,12 @@ impl AccessTokenQuery {
     pub fn at(mut self, now: SystemTime) -> Self {
         self.now = Some(now);
         self
+    }
+
+    /// The Unix second after which a token must expire to count as valid.
+    pub(crate) fn valid_at(&self, skew: Duration) -> i64 {
+        unix_seconds(self.now.unwrap_or_else(SystemTime::now))
+            .saturating_add(i64::try_from(skew.as_secs()).unwrap_or(i64::MAX))
     }
 }
 

@@ -46,6 +46,8 @@ pub struct TokenResponse {
     pub(crate) parameters: Vec<(String, Secret)>,
     pub(crate) sent_refresh_token: Option<Secret>,
     pub(crate) received_at: Option<SystemTime>,
+    /// Where it is known rather than the parameters that it stands for.
+    pub(crate) named_ext_cache_key: Option<String>,
     pub(crate) establishes_account: bool,
 }
 
@@ -71,6 +73,7 @@ impl TokenResponse {
             parameters: Vec::new(),
             sent_refresh_token: None,
             received_at: None,
+            named_ext_cache_key: None,
             establishes_account: true,
         })
     }
@@ -207,6 +210,33 @@ impl TokenResponse {
         self
     }
 
+    /// The scopes that were granted, as far as the response says.
+    #[cfg(feature = "file")]
+    pub(crate) fn granted(&self) -> String {
+        let scope = self.body.text_of("scope").ok().flatten();
+        let named = self.granted_scopes.as_ref().map(|scopes| scopes.join(" "));
+        named.or(scope).unwrap_or_else(|| self.requested_scopes.join(" "))
+    }
+
+    /// What is left of a response whose other fields cannot be used: the refresh token, if there is one.
+    #[cfg(feature = "file")]
+    pub(crate) fn into_refresh_token_only(self) -> Option<Self> {
+        let refresh_token = self.body.secret_of("refresh_token").ok().flatten()?;
+        let mut json = SecretBytes::with_capacity(2 * refresh_token.expose().len() + 32);
+        json.extend(br#"{"refresh_token":"#);
+        serde_json::to_writer(&mut json, refresh_token.expose()).ok()?;
+        json.extend(b"}");
+        // Its endpoint may be what cannot be used; where the tokens belong is known from the one sent.
+        Some(Self { body: Body::parse(json).ok()?, token_endpoint: None, ..self })
+    }
+
+    /// Whether it puts another refresh token in the place of the one that was sent.
+    #[cfg(feature = "file")]
+    pub(crate) fn rotates(&self) -> bool {
+        let came = self.body.secret_of("refresh_token").ok().flatten();
+        came.is_some_and(|came| self.sent_refresh_token.as_ref() != Some(&came))
+    }
+
     /// Whether it answers a silent refresh rather than a sign-in.
     pub(crate) fn is_refresh(&self) -> bool {
         !self.establishes_account || self.sent_refresh_token.is_some()
@@ -215,7 +245,8 @@ impl TokenResponse {
     /// What msal (Python) hashes into the extended cache key.
     pub(crate) fn ext_cache_key(&self) -> Option<String> {
         let extended = self.parameters.iter().filter(|(name, _)| name != "key_id");
-        ext_cache_key(extended.map(|(name, value)| (name.as_str(), value.expose())))
+        let of_parameters = ext_cache_key(extended.map(|(name, value)| (name.as_str(), value.expose())));
+        of_parameters.or_else(|| self.named_ext_cache_key.clone())
     }
 
     pub(crate) fn key_id(&self) -> Option<&str> {
@@ -273,7 +304,7 @@ impl fmt::Debug for TokenResponse {
 pub(crate) struct Body(SecretBytes);
 
 impl Body {
-    fn parse(json: SecretBytes) -> Result<Self, CacheError> {
+    pub(crate) fn parse(json: SecretBytes) -> Result<Self, CacheError> {
         let malformed = |offset| CacheError::MalformedResponse { offset };
         let text = std::str::from_utf8(json.expose()).map_err(|error| malformed(error.valid_up_to()))?;
         let mut scanner = Scanner::new(text);

@@ -167,6 +167,22 @@ impl PersistedTokenCache {
         Ok(look(&self.0.newest()?.cache))
     }
 
+    /// As [`read`](Self::read), but only if the file need not be read again; `None` if it must be.
+    /// Never waits.
+    pub(crate) fn read_if_current<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<Option<T>, Error> {
+        let state = self.0.state();
+        Ok(if self.0.is_current(&state)? { Some(look(&state.cache)) } else { None })
+    }
+
+    /// As [`read`](Self::read), of what is in memory, however old. Never waits.
+    pub(crate) fn read_in_memory<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> T {
+        look(&self.0.state().cache)
+    }
+
+    pub(crate) fn store(&self) -> &FileStore {
+        &self.0.store
+    }
+
     /// Adds a token response. On disk, sealed, before this returns.
     ///
     /// # Errors

@@ -134,10 +134,10 @@ fn nothing_opens_in_another_context() {
 
 #[test]
 fn every_seal_has_a_nonce_of_its_own() {
-    let nonces: std::collections::HashSet<Vec<u8>> = (0..10_000)
-        .map(|_| seal(&key(1), &Context::file("a", "b"), 1, b"{}").unwrap()[32..56].to_vec())
+    let nonces: std::collections::HashSet<[u8; 24]> = (0..1_000_000)
+        .map(|_| seal(&key(1), &Context::file("a", "b"), 1, b"{}").unwrap()[32..56].try_into().unwrap())
         .collect();
-    assert_eq!(nonces.len(), 10_000);
+    assert_eq!(nonces.len(), 1_000_000);
 }
 
 #[test]
@@ -164,4 +164,43 @@ fn debug_of_a_key_shows_its_id_only() {
     let key = SealingKey::from_bytes(KeyId::from_bytes([7; 16]), &[0xAB; 32]);
     let shown = format!("{key:?}");
     assert!(shown.contains("KeyId") && !shown.contains("171") && !shown.to_lowercase().contains("ab,"));
+}
+
+#[test]
+fn a_record_does_not_move_once_there_is_plaintext_in_it() {
+    let context = Context::file("a", "b");
+    for length in [0, 1, 255, 256, 257, 5_000] {
+        let mut record = SecretBytes::with_capacity(sealed_len(length));
+        record.extend(&[0; HEADER_LEN]);
+        record.extend(&vec![b' '; length]);
+        let place = record.expose().as_ptr();
+        let sealed = seal_in_place(&key(1), &context, 1, record).unwrap();
+        assert_eq!((sealed.as_ptr(), sealed.capacity()), (place, sealed_len(length)), "{length}");
+        // Without room it moves once, and is as long as it must be.
+        let mut tight = SecretBytes::with_capacity(HEADER_LEN + length);
+        tight.extend(&[0; HEADER_LEN]);
+        tight.extend(&vec![b' '; length]);
+        let sealed = seal_in_place(&key(1), &context, 1, tight).unwrap();
+        assert_eq!(sealed.capacity(), sealed_len(length), "{length}");
+    }
+}
+
+#[test]
+fn ids_and_kinds_are_shown_and_given_out_as_they_are() {
+    let id = KeyId::from_bytes([9; 16]);
+    assert_eq!(id.as_bytes(), &[9; 16]);
+    assert_eq!((Kind::File.to_string(), Kind::Partition.to_string()), ("file".into(), "partition".into()));
+    #[cfg(feature = "file")]
+    {
+        let record = seal(&key(9), &Context::file("a", "b"), 1, JSON).unwrap();
+        assert_eq!(Header::read_key_id(record.first_chunk().unwrap()), Some(id));
+        assert_eq!(Header::read_key_id(&[0; HEADER_LEN]), None);
+        let made = SealingKey::from_parts(id, |bytes| {
+            bytes.fill(5);
+            Ok::<_, ()>(())
+        })
+        .unwrap();
+        assert_eq!((made.id(), made.bytes()), (id, &[5; 32]));
+        assert!(SealingKey::from_parts(id, |_| Err(())).is_err());
+    }
 }

@@ -1,4 +1,4 @@
-//! The lock on a cache: between the threads of a process, then between processes.
+//! A lock file: a lock between the threads of a process, then between processes.
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -12,8 +12,8 @@ use super::error::StoreError;
 use crate::deadline;
 use crate::private_file;
 
-/// The lock file of a cache. It is made when it is first needed, stays empty and is never removed:
-/// whoever removes a lock file lets two processes hold it.
+/// A lock file: of a cache, or of one of its refresh tokens. It is made when it is first needed, stays
+/// empty and is never removed: whoever removes a lock file lets two processes hold it.
 #[derive(Debug)]
 pub(crate) struct LockFile {
     path: PathBuf,
@@ -96,12 +96,12 @@ impl Queue {
     }
 }
 
-/// The turns of all caches that are open, by the path of their lock file.
+/// The turns of all lock files in use, by their path.
 static TURNS: LazyLock<Mutex<HashMap<PathBuf, Weak<Turn>>>> = LazyLock::new(Mutex::default);
 
 /// The lock, until it is dropped. A killed process lets go of it as well.
 #[derive(Debug)]
-pub(crate) struct StoreLock {
+pub(crate) struct FileLock {
     // Dropped in this order: the file first, then the turn.
     _file: File,
     _turn: MyTurn,
@@ -131,7 +131,7 @@ impl LockFile {
         Self { path, turn }
     }
 
-    pub(crate) fn acquire(&self, within: Duration) -> Result<StoreLock, StoreError> {
+    pub(crate) fn acquire(&self, within: Duration) -> Result<FileLock, StoreError> {
         let deadline = deadline::after(within);
         let timed_out = || StoreError::LockTimedOut { path: self.path.clone(), waited: within };
         let turn = self.take_turn(deadline, timed_out)?;
@@ -150,12 +150,38 @@ impl LockFile {
             // Nothing of ours removes a lock file, but a person or a cleaner may: what is locked then
             // is a file that nobody else can find.
             if private_file::is_at(&file, &self.path) {
-                return Ok(StoreLock { _file: file, _turn: turn });
+                return Ok(FileLock { _file: file, _turn: turn });
             }
             if deadline::left(deadline).is_zero() {
                 return Err(timed_out());
             }
         }
+    }
+
+    /// Takes the lock if nobody has it.
+    pub(crate) fn try_acquire(&self) -> Result<Option<FileLock>, StoreError> {
+        let timed_out = || StoreError::LockTimedOut { path: self.path.clone(), waited: Duration::ZERO };
+        let turn = match self.take_turn(deadline::after(Duration::ZERO), timed_out) {
+            Ok(turn) => turn,
+            Err(StoreError::LockTimedOut { .. } | StoreError::Nested { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let file = private_file::open_or_create(&self.path)?;
+        match file.try_lock() {
+            Ok(()) if private_file::is_at(&file, &self.path) => {
+                Ok(Some(FileLock { _file: file, _turn: turn }))
+            }
+            Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => {
+                Err(StoreError::CannotLock { path: self.path.clone(), source })
+            }
+        }
+    }
+
+    /// Whether this very thread has the lock.
+    pub(crate) fn is_mine(&self) -> bool {
+        let holder = self.turn.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        *holder == Some(thread::current().id())
     }
 
     fn take_turn(&self, deadline: Instant, timed_out: impl Fn() -> StoreError) -> Result<MyTurn, StoreError> {

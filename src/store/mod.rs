@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use error::StoreError;
-pub(crate) use lock::StoreLock;
+pub(crate) use lock::{FileLock, LockFile};
 pub(crate) use watch::Watch;
 
 use crate::private_file::{self, failed};
@@ -23,15 +23,23 @@ use crate::seal::{HEADER_LEN, SealError};
 /// | `<cache>.sealed` | the sealed record |
 /// | `<cache>.lock` | empty; locked while a change is made, and never removed |
 /// | `.<cache>.<random>.tmp` | the next record, until it is renamed |
+/// | `<cache>@<hash>.refresh.lock` | empty; locked while a refresh token is used, and never removed |
+/// | `<cache>@<hash>.refresh.note` | who holds that lock, and until when not to try again |
 /// | `<cache>.sealed.aside-<seconds>-<random>` | a record that `reset` set aside |
 #[derive(Debug)]
 pub(crate) struct FileStore {
     directory: PathBuf,
     name: String,
     path: PathBuf,
-    lock: lock::LockFile,
+    lock: LockFile,
     has_reliable_identity: bool,
     size_limit: u64,
+}
+
+/// The lock on the file of a cache.
+#[derive(Debug)]
+pub(crate) struct StoreLock {
+    _lock: FileLock,
 }
 
 /// A record that was read, and the file it came from.
@@ -47,7 +55,7 @@ impl FileStore {
         let directory = private_file::prepare_directory(directory)?;
         Ok(Self {
             path: directory.join(format!("{name}.sealed")),
-            lock: lock::LockFile::new(directory.join(format!("{name}.lock"))),
+            lock: LockFile::new(directory.join(format!("{name}.lock"))),
             has_reliable_identity: watch::has_reliable_identity(&directory),
             name: name.to_owned(),
             directory,
@@ -61,7 +69,18 @@ impl FileStore {
 
     /// Waits for the lock: first for the other threads of this process, then for other processes.
     pub(crate) fn lock(&self, within: Duration) -> Result<StoreLock, StoreError> {
-        self.lock.acquire(within)
+        Ok(StoreLock { _lock: self.lock.acquire(within)? })
+    }
+
+    /// Whether this thread is in the middle of a change.
+    pub(crate) fn is_locked_by_this_thread(&self) -> bool {
+        self.lock.is_mine()
+    }
+
+    /// The path of a file that belongs to the cache. No cache has a name with an `@` in it, so that it
+    /// is no other cache's file either.
+    pub(crate) fn beside(&self, what: &str) -> PathBuf {
+        self.directory.join(format!("{}@{what}", self.name))
     }
 
     /// Reads the record, without a lock: it is only ever replaced whole.
@@ -179,4 +198,36 @@ fn random_hex() -> Result<String, StoreError> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|source| SealError::NoRandomness { source })?;
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_names_cannot_be_foreseen() {
+        let names: std::collections::HashSet<String> = (0..100).map(|_| random_hex().unwrap()).collect();
+        assert_eq!(names.len(), 100);
+        assert!(names.iter().all(|name| name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit())));
+    }
+
+    #[test]
+    fn the_header_is_read_alone_and_a_short_file_has_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::new(&directory.path().join("tokens"), "default", 1 << 20).unwrap();
+        assert!(store.read_header().unwrap().is_none(), "no file");
+        let lock = store.lock(Duration::from_secs(20)).unwrap();
+        assert!(store.is_locked_by_this_thread());
+        store.replace(&lock, &[7; HEADER_LEN - 1]).unwrap();
+        assert!(store.read_header().unwrap().is_none(), "too short");
+        store.replace(&lock, &[7; HEADER_LEN + 1]).unwrap();
+        assert_eq!(store.read_header().unwrap(), Some([7; HEADER_LEN]));
+        assert_eq!(store.read().unwrap().unwrap().bytes, [7; HEADER_LEN + 1]);
+        drop(lock);
+        assert!(!store.is_locked_by_this_thread());
+        fs::remove_file(store.path()).unwrap();
+        fs::create_dir(store.path()).unwrap();
+        assert!(store.read_header().is_err(), "a directory is no file that is too short");
+        assert_eq!(store.beside("x.note"), store.path().with_file_name("default@x.note"));
+    }
 }

@@ -3,6 +3,8 @@
 
 #[cfg(feature = "file")]
 pub(crate) mod key_stores;
+#[cfg(feature = "file")]
+pub(crate) mod rotating;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

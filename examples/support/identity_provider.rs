@@ -1,15 +1,31 @@
-//! A stand-in for an identity provider: just enough of RFC 8628 and RFC 6749 to sign one user in.
-//! Nothing here belongs into a program of yours.
+//! A stand-in for an identity provider: just enough of RFC 8628 and RFC 6749 to sign one user in, and
+//! to take a refresh token that is used twice for stolen. Nothing here belongs into a program of yours.
+#![allow(dead_code)] // No example needs all of it.
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 
 /// How often the user has been asked for.
 static POLLS: AtomicUsize = AtomicUsize::new(0);
+
+/// The refresh tokens that were used.
+static USED: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+
+/// Requests to refresh, and those that brought a used token.
+static REFRESHES: AtomicUsize = AtomicUsize::new(0);
+static REUSES: AtomicUsize = AtomicUsize::new(0);
+
+/// How many requests to refresh came, and how many of them with a used token.
+pub(crate) fn refreshes() -> (usize, usize) {
+    (REFRESHES.load(Ordering::SeqCst), REUSES.load(Ordering::SeqCst))
+}
 
 /// Starts the provider on loopback and gives the URL below which its endpoints are.
 pub(crate) fn start() -> std::io::Result<String> {
@@ -18,7 +34,7 @@ pub(crate) fn start() -> std::io::Result<String> {
     thread::spawn(move || {
         for connection in listener.incoming().flatten() {
             // A client that breaks off is of no interest.
-            let _ = answer(connection);
+            thread::spawn(move || answer(connection));
         }
     });
     Ok(provider)
@@ -54,8 +70,17 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
             ),
         )
     } else if body.contains("grant_type=refresh_token") {
-        // The answer to a refresh need not have an id_token, and often has none.
-        ("200 OK", tokens(""))
+        REFRESHES.fetch_add(1, Ordering::SeqCst);
+        // Time for others to come as well.
+        thread::sleep(Duration::from_millis(200));
+        let refresh_token = body.split('&').find_map(|field| field.strip_prefix("refresh_token="));
+        if USED.lock().is_ok_and(|mut used| used.insert(refresh_token.unwrap_or_default().to_owned())) {
+            // The answer to a refresh need not have an id_token, and often has none.
+            ("200 OK", tokens(""))
+        } else {
+            REUSES.fetch_add(1, Ordering::SeqCst);
+            ("400 Bad Request", r#"{"error":"invalid_grant"}"#.to_owned())
+        }
     } else if POLLS.fetch_add(1, Ordering::Relaxed) == 0 {
         ("400 Bad Request", r#"{"error":"authorization_pending"}"#.to_owned())
     } else {

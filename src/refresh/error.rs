@@ -1,0 +1,189 @@
+//! Why no token could be acquired.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::failure::Cause;
+use crate::persisted::Error;
+
+/// Why [`acquire`](crate::PersistedTokenCache::acquire) gave no token. One that is shared by all who
+/// waited for the same refresh; no variant shows a secret.
+///
+/// ```
+/// use tokenseal::AcquireError;
+///
+/// fn advice(error: &AcquireError) -> &'static str {
+///     match error {
+///         error if error.is_sign_in_required() => "sign in again",
+///         error if error.is_transient() => "try again in a moment",
+///         _ => "see the message",
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// Only the user can go on: there is no refresh token, or the server does not take it.
+    #[error("sign in again: {reason}")]
+    #[non_exhaustive]
+    SignInRequired {
+        /// Why.
+        reason: SignInReason,
+    },
+
+    /// The identity provider could not be asked, or could not answer. All tokens are kept.
+    #[error("the access token could not be refreshed; the tokens are kept, try again in {retry_after:?}")]
+    #[non_exhaustive]
+    Unavailable {
+        /// Until then nobody tries: the back-off that all processes share.
+        retry_after: Duration,
+        /// What the call said. `None` if another process made it.
+        #[source]
+        cause: Option<FailedCall>,
+    },
+
+    /// The server granted something else than what was asked for. What it granted is in the cache.
+    #[error(
+        "the server granted `{granted}`, which does not cover what was asked for; if it means the same, \
+         name the scopes with `TokenResponse::granted_scopes`"
+    )]
+    #[non_exhaustive]
+    NotGranted {
+        /// The scopes that were granted.
+        granted: String,
+    },
+
+    /// The service refused the access token, and the server gives no other
+    /// ([`AcquireRequest::replacing`](crate::AcquireRequest::replacing)).
+    #[error("the server gave the very access token that is to be replaced")]
+    SameToken,
+
+    /// The server refused the request, whoever makes it. The refresh token is kept. It is not asked the
+    /// same again for two minutes.
+    #[error(
+        "the server refused the request: {error}; check the client and the scopes, a sign-in does not help"
+    )]
+    #[non_exhaustive]
+    Refused {
+        /// The error code, such as `invalid_scope`.
+        error: String,
+    },
+
+    /// Somebody else is refreshing this token, or reading the cache, and has not finished in time.
+    #[error(
+        "another refresh was not finished within {waited:?} (lock: {lock}, held by {})",
+        holder.map_or("nobody who noted it".into(), |pid| format!("process {pid}"))
+    )]
+    #[non_exhaustive]
+    WaitTimedOut {
+        /// How long was waited.
+        waited: Duration,
+        /// The process that noted itself as the holder, if one did.
+        holder: Option<u32>,
+        /// What it holds: the lock file, or a lock in memory.
+        lock: String,
+    },
+
+    /// The call to the token endpoint did not end in time.
+    #[error("the token endpoint did not answer within {waited:?}; the tokens are kept")]
+    #[non_exhaustive]
+    CallTimedOut {
+        /// How long was waited.
+        waited: Duration,
+    },
+
+    /// The query names no account, and an application's own tokens have no refresh token.
+    #[error(
+        "no account is named, and without one there is no refresh token: name it with `AccessTokenQuery::account`"
+    )]
+    NoAccount,
+
+    /// A refresh guard was asked for while a renewed refresh token is in this process's memory only,
+    /// because it cannot be saved.
+    #[error(
+        "a renewed refresh token could not be saved yet, and the one in the cache must not be used: {source}"
+    )]
+    #[non_exhaustive]
+    NotSaved {
+        /// Why it could not.
+        source: Arc<Error>,
+    },
+
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(Arc<Error>),
+
+    /// The operating system gave no thread to refresh in.
+    #[error("no thread could be started to refresh in: {source}")]
+    #[non_exhaustive]
+    NoThread {
+        /// What it said.
+        source: Arc<std::io::Error>,
+    },
+}
+
+/// Why the user must sign in again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignInReason {
+    /// The cache has no refresh token that fits.
+    #[error("there is no refresh token for this account and client")]
+    NoRefreshToken,
+    /// The account was signed out while the refresh was under way. What came back was thrown away.
+    #[error("the account was signed out meanwhile")]
+    SignedOut,
+    /// The server did not take the refresh token.
+    #[error("the server answered {error}{}", sub_error.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
+    #[non_exhaustive]
+    Rejected {
+        /// The error code, such as `invalid_grant`.
+        error: String,
+        /// The sub-error, if the server gave one.
+        sub_error: Option<String>,
+    },
+}
+
+/// What a failed call to the token endpoint said, as the `source()` of an [`AcquireError`]. Its own
+/// `source()` is the error that the call returned.
+#[derive(Debug, Clone)]
+pub struct FailedCall(pub(super) Cause);
+
+impl fmt::Display for FailedCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call to the token endpoint failed")
+    }
+}
+
+impl std::error::Error for FailedCall {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0.0)
+    }
+}
+
+impl AcquireError {
+    /// Whether nothing but a sign-in helps.
+    pub fn is_sign_in_required(&self) -> bool {
+        matches!(self, Self::SignInRequired { .. })
+    }
+
+    /// Whether the same request may succeed a little later: the server was out of reach, or somebody
+    /// else was not done in time.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::WaitTimedOut { .. } | Self::CallTimedOut { .. })
+    }
+
+    /// How long to wait before another try makes sense, where it is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for AcquireError {
+    fn from(error: Error) -> Self {
+        Self::Cache(Arc::new(error))
+    }
+}

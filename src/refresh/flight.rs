@@ -1,0 +1,242 @@
+//! One at a time within a process: whoever asks first leads, and those who ask for the same meanwhile
+//! take what comes of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::{Arc, PoisonError};
+use std::task::Waker;
+#[cfg(feature = "tokio")]
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::deadline;
+use crate::sync::{Condvar, Mutex, MutexGuard};
+
+/// The flights that are under way.
+#[derive(Debug)]
+pub(super) struct Flights<K, V>(Mutex<HashMap<K, Arc<Flight<V>>>>);
+
+/// One flight, as those who wait for it see it.
+#[derive(Debug)]
+pub(super) struct Flight<V> {
+    state: Mutex<State<V>>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State<V> {
+    progress: Progress<V>,
+    /// Asynchronous waiters so far: each has a number of its own.
+    #[cfg(feature = "tokio")]
+    waiters: u64,
+    wakers: BTreeMap<u64, Waker>,
+}
+
+#[derive(Debug, Clone)]
+enum Progress<V> {
+    /// `call_began`: since when it makes a call, if that cannot be given up.
+    UnderWay {
+        call_began: Option<Instant>,
+    },
+    Landed(V),
+    Crashed,
+}
+
+/// What came of waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Waited<V> {
+    Landed(V),
+    /// Whoever led it panicked.
+    Crashed,
+    /// The waiter's own deadline passed.
+    TimedOut,
+    /// The call takes longer than the waiter lets it.
+    CallTimedOut,
+}
+
+/// How long somebody waits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// In all.
+    pub(super) deadline: Instant,
+    /// For the call, from when it began.
+    pub(super) call_timeout: Duration,
+}
+
+/// A seat in a flight.
+pub(super) enum Seat<K: Eq + Hash + Clone, V: Clone> {
+    /// Nobody was flying there: lead.
+    Lead(Lead<K, V>),
+    /// Somebody is: wait.
+    Follow(Arc<Flight<V>>),
+}
+
+/// Leads a flight. Dropped without [`land`](Self::land), it crashes.
+pub(super) struct Lead<K: Eq + Hash + Clone, V: Clone> {
+    flights: Arc<Flights<K, V>>,
+    key: K,
+    flight: Arc<Flight<V>>,
+}
+
+impl<K, V> Default for Flights<K, V> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<V>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a seat in the flight of this key.
+    pub(super) fn board(self: &Arc<Self>, key: &K) -> Seat<K, V> {
+        let mut under_way = self.under_way();
+        if let Some(flight) = under_way.get(key) {
+            return Seat::Follow(Arc::clone(flight));
+        }
+        let progress = Progress::UnderWay { call_began: None };
+        let state = Mutex::new(State {
+            progress,
+            #[cfg(feature = "tokio")]
+            waiters: 0,
+            wakers: BTreeMap::new(),
+        });
+        let flight = Arc::new(Flight { state, changed: Condvar::new() });
+        under_way.insert(key.clone(), Arc::clone(&flight));
+        Seat::Lead(Lead { flights: Arc::clone(self), key: key.clone(), flight })
+    }
+
+    /// Whether there is no flight.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way().is_empty()
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
+    /// What to wait for.
+    pub(super) fn flight(&self) -> Arc<Flight<V>> {
+        Arc::clone(&self.flight)
+    }
+
+    /// Tells those who wait that a call begins that cannot be given up.
+    pub(super) fn call_begins(&self) {
+        self.flight.set(Progress::UnderWay { call_began: Some(Instant::now()) });
+    }
+
+    /// Tells those who wait that the call is over.
+    pub(super) fn call_ended(&self) {
+        self.flight.set(Progress::UnderWay { call_began: None });
+    }
+
+    /// Ends the flight.
+    pub(super) fn land(self, value: V) {
+        self.end(Progress::Landed(value));
+    }
+
+    fn end(&self, progress: Progress<V>) {
+        // Whoever comes now looks into the cache, and leads another flight only if that does not help.
+        let mut under_way = self.flights.under_way();
+        if under_way.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            under_way.remove(&self.key);
+        }
+        drop(under_way);
+        self.flight.set(progress);
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: Clone> Drop for Lead<K, V> {
+    fn drop(&mut self) {
+        let has_landed = matches!(self.flight.state().progress, Progress::Landed(_));
+        if !has_landed {
+            self.end(Progress::Crashed);
+        }
+    }
+}
+
+impl<V> Flight<V> {
+    fn state(&self) -> MutexGuard<'_, State<V>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, progress: Progress<V>) {
+        let mut state = self.state();
+        state.progress = progress;
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        self.changed.notify_all();
+        wakers.into_values().for_each(Waker::wake);
+    }
+}
+
+impl<V: Clone> Flight<V> {
+    /// Waits for the flight to end.
+    pub(super) fn wait(&self, patience: Patience) -> Waited<V> {
+        let mut state = self.state();
+        loop {
+            let until = match ended(&state.progress, patience) {
+                Ok(waited) => return waited,
+                Err(until) => until,
+            };
+            let left = deadline::left(until);
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What has come of it, or until when to wait at the most.
+    #[cfg(feature = "tokio")]
+    pub(super) fn look(&self, patience: Patience) -> Result<Waited<V>, Instant> {
+        ended(&self.state().progress, patience)
+    }
+}
+
+/// An asynchronous waiter, which is woken at each change until it is dropped.
+#[cfg(feature = "tokio")]
+pub(super) struct Waiting<'a, V> {
+    flight: &'a Flight<V>,
+    number: u64,
+}
+
+#[cfg(feature = "tokio")]
+impl<'a, V: Clone> Waiting<'a, V> {
+    pub(super) fn new(flight: &'a Flight<V>) -> Self {
+        let mut state = flight.state();
+        state.waiters += 1;
+        Self { flight, number: state.waiters }
+    }
+
+    /// Ready as soon as there is something new to look at: the end, or less time than `until`.
+    pub(super) fn poll(&self, patience: Patience, until: Instant, context: &Context<'_>) -> Poll<()> {
+        let mut state = self.flight.state();
+        if ended(&state.progress, patience).map_or_else(|new| new < until, |_| true) {
+            return Poll::Ready(());
+        }
+        state.wakers.insert(self.number, context.waker().clone());
+        Poll::Pending
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<V> Drop for Waiting<'_, V> {
+    fn drop(&mut self) {
+        self.flight.state().wakers.remove(&self.number);
+    }
+}
+
+/// What has come of a flight, or until when to wait at the most.
+fn ended<V: Clone>(progress: &Progress<V>, patience: Patience) -> Result<Waited<V>, Instant> {
+    let call_began = match progress {
+        Progress::Landed(value) => return Ok(Waited::Landed(value.clone())),
+        Progress::Crashed => return Ok(Waited::Crashed),
+        Progress::UnderWay { call_began } => *call_began,
+    };
+    let Patience { deadline, call_timeout } = patience;
+    let call_deadline = call_began.and_then(|began| began.checked_add(call_timeout));
+    if call_deadline.is_some_and(|until| deadline::left(until).is_zero()) {
+        return Ok(Waited::CallTimedOut);
+    }
+    if deadline::left(deadline).is_zero() {
+        return Ok(Waited::TimedOut);
+    }
+    Err(call_deadline.map_or(deadline, |until| until.min(deadline)))
+}

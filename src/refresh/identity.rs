@@ -1,0 +1,149 @@
+//! What a lock is for: one refresh token. And what a flight is for: one request.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::{AccessTokenQuery, Account, RefreshToken, RefreshTokenQuery, TokenCache};
+
+/// Names a refresh token without its secret: by its environment, its account, and its family or else
+/// its client. 32 hexadecimal digits, for a file name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct CredentialName(String);
+
+impl CredentialName {
+    /// `environment` as the cache has it, not one name for all aliases: which hosts are aliases is up to
+    /// each handle, and all must find the same lock.
+    pub(super) fn new(
+        environment: &str,
+        home_account_id: &str,
+        family_id: Option<&str>,
+        client_id: &str,
+    ) -> Self {
+        let (kind, holder) = family_id.map_or(("client", client_id), |family| ("family", family));
+        let environment = environment.to_ascii_lowercase();
+        let parts = ["tokenseal refresh 1", &environment, home_account_id, kind, holder];
+        Self(digest(parts.map(str::as_bytes)))
+    }
+
+    pub(super) fn of(token: &RefreshToken) -> Self {
+        let owner = token.home_account_id().unwrap_or_default();
+        Self::new(token.environment(), owner, token.family_id(), token.client_id())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Names what is asked for: whoever asks for the same takes the same flight.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct RequestId(String);
+
+impl RequestId {
+    pub(super) fn new(query: &AccessTokenQuery, family_id: Option<&str>) -> Self {
+        let mut scopes: Vec<&str> = query.scopes.iter().map(String::as_str).collect();
+        scopes.sort_unstable();
+        scopes.dedup();
+        let optional = [
+            query.owner.home_account_id.as_deref(),
+            query.owner.environment.as_deref(),
+            query.realm.as_deref(),
+            query.key_id.as_deref(),
+            query.ext_cache_key.as_deref(),
+            family_id,
+        ];
+        // Something in front of each that is there: an absent part is not an empty one.
+        let optional = optional.map(|part| part.map_or_else(String::new, |part| format!("={part}")));
+        let parts = ["tokenseal request 1", &query.client_id].into_iter();
+        let parts = parts.chain(optional.iter().map(String::as_str)).chain(scopes);
+        Self(digest(parts.map(str::as_bytes)))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What to look for to find the refresh token for a request.
+pub(super) fn refresh_token_query(
+    query: &AccessTokenQuery,
+    account: &Account,
+    family_id: Option<&str>,
+) -> RefreshTokenQuery {
+    let wanted = RefreshTokenQuery::new(&query.client_id, account);
+    match family_id {
+        Some(family_id) => wanted.family_id(family_id),
+        None => wanted,
+    }
+}
+
+/// The name of the refresh token that a client would use, or would have.
+pub(super) fn credential_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> CredentialName {
+    if let Some(token) = cache.find_refresh_token(wanted) {
+        return CredentialName::of(&token);
+    }
+    let RefreshTokenQuery { account, client_id, family_id } = wanted;
+    CredentialName::new(account.environment(), account.home_account_id(), family_id.as_deref(), client_id)
+}
+
+/// Half of a SHA-256 over the parts, each with its length before it.
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize()[..16].iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("a String takes everything");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_counts_and_a_family_shares() {
+        let name = CredentialName::new("idp", "alice", None, "app");
+        assert_eq!(name.as_str().len(), 32);
+        for other in [
+            CredentialName::new("idp2", "alice", None, "app"),
+            CredentialName::new("idp", "bob", None, "app"),
+            CredentialName::new("idp", "alice", None, "app2"),
+            CredentialName::new("idp", "alice", Some("app"), "app"),
+            CredentialName::new("idpa", "lice", None, "app"),
+        ] {
+            assert_ne!(name, other);
+        }
+        let of_family = |client| CredentialName::new("idp", "alice", Some("1"), client);
+        assert_eq!(of_family("app"), of_family("app2"));
+    }
+
+    /// Other versions of this crate must find the same lock.
+    #[test]
+    fn the_name_of_a_lock_never_changes() {
+        let name = CredentialName::new("idp.example", "alice", None, "app");
+        assert_eq!(name.as_str(), "c59c32c32b4691e24efcaa7c4d3b8bab");
+    }
+
+    #[test]
+    fn requests_for_the_same_are_one_and_others_are_not() {
+        let query = || AccessTokenQuery::new("app").account(&Account::new("alice", "idp"));
+        let id = |query: &AccessTokenQuery| RequestId::new(query, None);
+        assert_eq!(id(&query().scopes(["a", "b"])), id(&query().scopes(["b", "a", "b"])));
+        let plain = query().scopes(["a"]);
+        for other in [
+            query().scopes(["a", "b"]),
+            query().scopes(["a"]).realm("r"),
+            query().scopes(["a"]).realm(""),
+            query().scopes(["a"]).key_id("k"),
+            AccessTokenQuery::new("app").account(&Account::new("bob", "idp")).scopes(["a"]),
+            AccessTokenQuery::new("app2").account(&Account::new("alice", "idp")).scopes(["a"]),
+        ] {
+            assert_ne!(id(&plain), id(&other));
+        }
+        assert_ne!(id(&plain), RequestId::new(&plain, Some("1")));
+    }
+}

@@ -1,0 +1,96 @@
+//! What to acquire, and how long to wait for it.
+
+use std::time::Duration;
+
+use crate::cache::{AccessToken, AccessTokenQuery};
+
+/// How long to wait for the refresh that somebody else makes, unless the request says otherwise.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a call to the token endpoint may take, unless the request says otherwise.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Which access token to acquire, and on what terms. A plain `&AccessTokenQuery` is one as well, with
+/// the usual terms.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokenseal::{AccessTokenQuery, Account, AcquireRequest};
+///
+/// let account = Account::new("alice", "idp.example.com");
+/// let wanted = AccessTokenQuery::new("my-client").account(&account).scopes(["orders.read"]);
+/// let request = AcquireRequest::new(&wanted)
+///     .wait_timeout(Duration::from_secs(10))
+///     .allow_extended_lifetime(true);
+/// # let _ = request;
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct AcquireRequest<'a> {
+    pub(super) query: &'a AccessTokenQuery,
+    pub(super) family_id: Option<&'a str>,
+    pub(super) refused: Option<&'a AccessToken>,
+    pub(super) wait_timeout: Duration,
+    pub(super) call_timeout: Duration,
+    pub(super) allows_extended_lifetime: bool,
+}
+
+impl<'a> AcquireRequest<'a> {
+    /// A token that `query` describes, which must name an account.
+    ///
+    /// A token counts as fresh if it outlives the query's skew, or half of its own lifetime where that
+    /// is shorter.
+    pub fn new(query: &'a AccessTokenQuery) -> Self {
+        Self {
+            query,
+            family_id: None,
+            refused: None,
+            wait_timeout: WAIT_TIMEOUT,
+            call_timeout: CALL_TIMEOUT,
+            allows_extended_lifetime: false,
+        }
+    }
+
+    /// The family that the client belongs to, where it is known better than from the cache.
+    pub fn family_id(mut self, family_id: &'a str) -> Self {
+        self.family_id = Some(family_id);
+        self
+    }
+
+    /// Any token but this one: the service refused it although it has not expired. If somebody has
+    /// refreshed it meanwhile, the newer one is taken without another call.
+    pub fn replacing(mut self, refused: &'a AccessToken) -> Self {
+        self.refused = Some(refused);
+        self
+    }
+
+    /// How long to wait in all, for other processes and for the call: 60 seconds unless set.
+    pub fn wait_timeout(mut self, timeout: Duration) -> Self {
+        self.wait_timeout = timeout;
+        self
+    }
+
+    /// How long the call to the token endpoint may take: 30 seconds unless set.
+    ///
+    /// An asynchronous call is given up then. A blocking one cannot be: whoever waits gets an error,
+    /// and the refresh token stays locked until the call returns, for it may have been used. Set a
+    /// timeout on the HTTP client as well.
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout;
+        self
+    }
+
+    /// Whether a token that has expired may be served while the identity provider is out of reach, up
+    /// to the end of its extended lifetime (`ext_expires_in`): no, unless allowed. Ask the service
+    /// whether it accepts such tokens.
+    pub fn allow_extended_lifetime(mut self, allow: bool) -> Self {
+        self.allows_extended_lifetime = allow;
+        self
+    }
+}
+
+impl<'a> From<&'a AccessTokenQuery> for AcquireRequest<'a> {
+    fn from(query: &'a AccessTokenQuery) -> Self {
+        Self::new(query)
+    }
+}

@@ -1,0 +1,255 @@
+//! One refresh at a time among the tasks of a Tokio runtime.
+#![cfg(feature = "tokio")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::rotating::{Rotating, expire, refresh_tokens, sign_in_expired, wanted};
+use common::{Bench, CLIENT, account};
+use tokenseal::{
+    AcquireError, AcquireRequest, Origin, PersistedTokenCache, RefreshFailure, RefreshTokenQuery, Secret,
+    SharedTokenCache, TokenCache, TokenResponse,
+};
+
+const SHORT: Duration = Duration::from_millis(200);
+
+/// A call that takes a while, as asynchronous ones do.
+fn call(
+    provider: &Arc<Rotating>,
+) -> impl FnMut(Secret) -> std::pin::Pin<Box<dyn Future<Output = Result<TokenResponse, RefreshFailure>> + Send>>
++ Send
++ 'static {
+    let provider = Arc::clone(provider);
+    move |refresh_token| {
+        let provider = Arc::clone(&provider);
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            provider.refresh(refresh_token.expose())
+        })
+    }
+}
+
+async fn never(_: Secret) -> Result<TokenResponse, RefreshFailure> {
+    panic!("no call was to be made")
+}
+
+async fn hang(_: Secret) -> Result<TokenResponse, RefreshFailure> {
+    std::future::pending().await
+}
+
+async fn thousand_tasks(cache: &PersistedTokenCache, provider: &Arc<Rotating>) {
+    sign_in_expired(cache);
+    for round in 1..=5 {
+        let tasks: Vec<_> = (0..1_000)
+            .map(|_| {
+                let (cache, call) = (cache.clone(), call(provider));
+                tokio::spawn(async move { cache.acquire_async(&wanted("read"), call).await.unwrap() })
+            })
+            .collect();
+        for task in tasks {
+            assert_eq!(task.await.unwrap().token().expose(), format!("renewed-{round}"));
+        }
+        assert_eq!(provider.calls(), round);
+        expire(cache);
+    }
+    assert!(!provider.is_revoked());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_tasks_make_one_call() {
+    thousand_tasks(&Bench::new().open(), &Rotating::new()).await;
+}
+
+#[tokio::test]
+async fn a_thousand_tasks_on_one_thread_make_one_call() {
+    thousand_tasks(&Bench::new().open(), &Rotating::new()).await;
+}
+
+#[tokio::test]
+async fn a_fresh_token_is_given_without_a_pause() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    cache.add(&common::response("alice", "read")).unwrap();
+    let wanted = wanted("read");
+    let mut acquiring = std::pin::pin!(cache.acquire_async(&wanted, never));
+    let ready =
+        std::future::poll_fn(|context| std::task::Poll::Ready(acquiring.as_mut().poll(context))).await;
+    let std::task::Poll::Ready(acquired) = ready else { panic!("it was not ready at once") };
+    assert_eq!(acquired.unwrap().origin(), Origin::Cache);
+    // Written by another handle: the file is read on another thread, and nobody is called.
+    bench.open().add(&common::response("alice", "write")).unwrap();
+    let acquired = cache.acquire_async(&common::rotating::wanted("write"), never).await.unwrap();
+    assert_eq!(acquired.token().expose(), "at-alice-write");
+}
+
+#[tokio::test]
+async fn dropping_the_waiter_leaves_the_call_and_its_save_alone() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let wanted = wanted("read");
+    let waiter = cache.acquire_async(&wanted, call(&provider));
+    assert!(tokio::time::timeout(Duration::from_millis(5), waiter).await.is_err());
+    let acquired = cache.acquire_async(&wanted, never).await.unwrap();
+    assert_eq!((acquired.token().expose(), provider.calls()), ("renewed-1", 1));
+    assert_eq!(bench.open().read(refresh_tokens).unwrap(), ["rotated-1"]);
+
+    // The same where the task that waits is aborted.
+    expire(&cache);
+    let task = tokio::spawn({
+        let (cache, call) = (cache.clone(), call(&provider));
+        async move { cache.acquire_async(&common::rotating::wanted("read"), call).await }
+    });
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    assert_eq!(cache.acquire_async(&wanted, never).await.unwrap().token().expose(), "renewed-2");
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_is_given_up_and_counts_as_failed() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let wanted = wanted("read");
+    let request = AcquireRequest::new(&wanted).call_timeout(SHORT);
+    let error = cache.acquire_async(request, hang).await.unwrap_err();
+    assert!(matches!(error, AcquireError::CallTimedOut { .. }), "{error:?}");
+    let error = cache.acquire_async(request, never).await.unwrap_err();
+    assert!(error.retry_after().is_some(), "{error:?}");
+    assert_eq!(cache.read(refresh_tokens).unwrap(), ["original"]);
+}
+
+#[tokio::test]
+async fn blocking_and_asynchronous_callers_wait_for_each_other() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    provider.hold();
+    let blocking = std::thread::spawn({
+        let (cache, call) = (cache.clone(), provider.call());
+        move || cache.acquire(&wanted("read"), call).unwrap()
+    });
+    provider.wait_for_calls(1);
+    let query = wanted("read");
+    // Its own patience with a call that somebody else makes.
+    let request = AcquireRequest::new(&query).call_timeout(SHORT);
+    let error = cache.acquire_async(request, never).await.unwrap_err();
+    assert!(matches!(error, AcquireError::CallTimedOut { waited, .. } if waited == SHORT), "{error:?}");
+    let request = AcquireRequest::new(&query).wait_timeout(SHORT);
+    let error = cache.acquire_async(request, never).await.unwrap_err();
+    assert!(matches!(error, AcquireError::WaitTimedOut { .. }), "{error:?}");
+    let patient = cache.acquire_async(&query, never);
+    provider.let_go();
+    assert_eq!(patient.await.unwrap().token().expose(), "renewed-1");
+    assert_eq!(blocking.join().unwrap().token().expose(), "renewed-1");
+}
+
+#[test]
+fn a_runtime_that_is_shut_down_takes_its_call_with_it_and_nobody_hangs() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let gone = runtime();
+    gone.block_on(async {
+        let wanted = wanted("read");
+        let waiter = cache.acquire_async(&wanted, hang);
+        assert!(tokio::time::timeout(SHORT, waiter).await.is_err());
+    });
+    drop(gone);
+    let error = runtime().block_on(cache.acquire_async(&wanted("read"), never)).unwrap_err();
+    let wait = error.retry_after().unwrap();
+    std::thread::sleep(wait);
+    let acquired = runtime().block_on(cache.acquire_async(&wanted("read"), call(&provider))).unwrap();
+    assert_eq!(acquired.token().expose(), "renewed-1");
+}
+
+#[tokio::test]
+async fn guards_are_waited_for_and_given_back() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    let query = RefreshTokenQuery::new(CLIENT, &account("alice"));
+    let guard = cache.refresh_guard_async(&query, SHORT).await.unwrap();
+    let error = cache.refresh_guard_async(&query, SHORT).await.unwrap_err();
+    assert!(matches!(error, AcquireError::WaitTimedOut { .. }), "{error:?}");
+    // A waiter that is dropped gives back what comes too late.
+    let waiter = cache.refresh_guard_async(&query, Duration::from_secs(20));
+    assert!(tokio::time::timeout(SHORT, waiter).await.is_err());
+    tokio::spawn(async move { drop(guard) }).await.unwrap();
+    drop(cache.refresh_guard_async(&query, Duration::from_secs(20)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_cache_in_memory_is_shared_by_tasks() {
+    let provider = Rotating::new();
+    let cache = SharedTokenCache::new(TokenCache::new());
+    let expired = common::rotating::signed_in("original", "read", r#","expires_in":0"#);
+    cache.update(|tokens| tokens.add(&expired)).unwrap();
+    let tasks: Vec<_> = (0..100)
+        .map(|_| {
+            let (cache, call) = (cache.clone(), call(&provider));
+            tokio::spawn(async move { cache.acquire_async(&wanted("read"), call).await.unwrap() })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap().token().expose(), "renewed-1");
+    }
+    assert_eq!(provider.calls(), 1);
+}
+
+#[test]
+fn a_runtime_that_nobody_drives_does_not_keep_the_lock() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let wanted = wanted("read");
+    let left_alone = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    left_alone.block_on(async {
+        let waiter = cache.acquire_async(AcquireRequest::new(&wanted).call_timeout(SHORT), call(&provider));
+        assert!(tokio::time::timeout(Duration::from_millis(5), waiter).await.is_err());
+    });
+    let started = std::time::Instant::now();
+    loop {
+        match cache.acquire(&wanted, provider.call()) {
+            Ok(_) => break,
+            Err(error) => assert!(error.is_transient(), "{error:?}"),
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "it is locked for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Driven again, the call that was given up sends nothing any more.
+    left_alone.block_on(async { tokio::time::sleep(SHORT).await });
+    assert_eq!(provider.sent(), ["original"]);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn waiting_for_guards_takes_one_thread_and_dropped_waiters_none() {
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("tokenseal-guard")).count()
+    };
+    let bench = Bench::new();
+    let cache = bench.open();
+    let query = RefreshTokenQuery::new(CLIENT, &account("alice"));
+    let guard = cache.refresh_guard_async(&query, SHORT).await.unwrap();
+    let waiters: Vec<_> = (0..300)
+        .map(|_| {
+            let (cache, query) = (cache.clone(), query.clone());
+            tokio::spawn(
+                async move { cache.refresh_guard_async(&query, Duration::from_secs(60)).await.map(drop) },
+            )
+        })
+        .collect();
+    tokio::time::sleep(SHORT).await;
+    // Other tests of this process wait for guards as well.
+    assert!(threads() <= 3, "{} threads", threads());
+    waiters.iter().for_each(tokio::task::JoinHandle::abort);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    drop(guard);
+    drop(cache.refresh_guard_async(&query, SHORT).await.unwrap());
+}

@@ -11,7 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{account, files, has, response, with_key_file};
+use common::{account, files, has, response, wanted, with_key_file};
+use tokenseal::{AcquireRequest, Error, TokenCache, TokenResponse};
 
 /// The calls that change something, or that a change depends on.
 const CALLS: [&str; 11] = [
@@ -61,6 +62,17 @@ fn as_a_child_process() {
         "add" => open().and_then(|cache| cache.add(&response("alice", "second")).map(drop)),
         "sign out" => open().and_then(|cache| cache.remove_account(&account("bob")).map(drop)),
         "reset" => with_key_file(Path::new(&base)).reset().map(drop),
+        "refresh" => open().and_then(|cache| {
+            let stale = cache.find_access_token(&wanted("alice", "first"))?.unwrap();
+            let wanted = wanted("alice", "first");
+            let request = AcquireRequest::new(&wanted).replacing(&stale);
+            let answer = r#"{"access_token":"renewed","refresh_token":"rotated","expires_in":3600}"#;
+            match cache.acquire(request, move |_| Ok(TokenResponse::from_json(answer)?)) {
+                Ok(acquired) if acquired.is_persisted() && acquired.token().expose() == "renewed" => Ok(()),
+                Ok(_) => Err(Error::aborted("kept, and not persisted")),
+                Err(error) => Err(Error::aborted(error)),
+            }
+        }),
         other => panic!("no task {other}"),
     };
     // In the test's output, not where a failing write could be taken for the cache's.
@@ -104,6 +116,18 @@ fn check(base: &Path, task: &str, acknowledged: bool, what: &str) {
             );
             assert!(!acknowledged || has(&cache, "alice", "second"), "{what}: it was acknowledged");
         }
+        "refresh" => {
+            assert!(has(&cache, "bob", "first"), "{what}: what was there stays");
+            let refresh_tokens = |tokens: &TokenCache| {
+                tokens
+                    .refresh_tokens()
+                    .filter(|token| token.home_account_id() == Some("alice"))
+                    .map(|token| token.expose().to_owned())
+                    .collect::<Vec<_>>()
+            };
+            let kept = cache.read(refresh_tokens).unwrap();
+            assert!(kept == ["rotated"] || !acknowledged && kept == ["rt-alice-first"], "{what}: {kept:?}");
+        }
         "sign out" => {
             assert!(has(&cache, "alice", "first"), "{what}: what was there stays");
             assert!(!acknowledged || !has(&cache, "bob", "first"), "{what}: it was acknowledged");
@@ -120,7 +144,16 @@ fn check(base: &Path, task: &str, acknowledged: bool, what: &str) {
     let cache = with_key_file(base).open().unwrap();
     assert!(has(&cache, "carol", "next"), "{what}");
     let mut left = files(&base.join("tokens"));
-    left.retain(|name| !name.contains(".aside-"));
+    left.retain(|name| !name.contains(".aside-") && !name.ends_with(".refresh.lock"));
+    if task == "refresh" {
+        // The next refresh takes the lock at once, and the note of the killed one away.
+        let wanted = wanted("alice", "other");
+        let answer = r#"{"access_token":"at","refresh_token":"again","expires_in":3600}"#;
+        let acquired = cache.acquire(&wanted, move |_| Ok(TokenResponse::from_json(answer)?)).unwrap();
+        assert!(acquired.is_persisted(), "{what}");
+        left = files(&base.join("tokens"));
+        left.retain(|name| !name.ends_with(".refresh.lock"));
+    }
     assert_eq!(left, ["default.lock", "default.sealed"], "{task}, {what}: no litter");
     if task != "reset" {
         cache.update(|tokens| tokens.add(&response("carol", "again"))).unwrap();
@@ -170,9 +203,26 @@ fn killed_at_every_call_of_a_reset() {
 }
 
 #[test]
+fn killed_at_every_call_of_a_refresh() {
+    if !strace_is_missing() {
+        inject("refresh", &["signal=KILL"]);
+    }
+}
+
+#[test]
+fn errors_at_every_call_of_a_refresh() {
+    if !strace_is_missing() {
+        inject("refresh", &["error=ENOSPC", "error=EIO"]);
+    }
+}
+
+#[test]
 fn errors_at_every_call_of_an_add() {
     if !strace_is_missing() {
-        inject("add", &["error=ENOSPC", "error=EIO", "error=EINTR"]);
+        inject(
+            "add",
+            &["error=ENOSPC", "error=EIO", "error=EINTR", "error=EDQUOT", "error=EROFS", "error=EMFILE"],
+        );
     }
 }
 

@@ -6,14 +6,15 @@
 #![cfg(all(target_os = "linux", feature = "file"))]
 
 mod common;
+#[path = "common/scan.rs"]
+mod scan;
 
-use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
 
-use tokenseal::{Error, PersistedTokenCache, TokenResponse};
+use scan::{Heap, Observed, Planted};
+use tokenseal::{AccessTokenQuery, Account, Error, PersistedTokenCache, RefreshFailure, TokenResponse};
 
 const SECRETS: usize = 100;
 
@@ -38,83 +39,6 @@ fn random_text(length: usize) -> String {
             )
         })
         .collect()
-}
-
-/// What to look for: each text in pieces of 16 bytes, and how often a whole text is found.
-struct Planted {
-    pieces: HashMap<[u8; 16], usize>,
-    texts: Vec<Vec<u8>>,
-}
-
-impl Planted {
-    fn new(texts: Vec<Vec<u8>>) -> Self {
-        let pieces = texts.iter().enumerate().flat_map(|(number, text)| {
-            text.chunks_exact(16).map(move |piece| (piece.try_into().unwrap(), number)).collect::<Vec<_>>()
-        });
-        Self { pieces: pieces.collect(), texts }
-    }
-
-    /// The numbers of the texts of which any piece is in the child's memory, and the number of
-    /// places where a whole one is.
-    fn find_in(&self, child: &Child) -> (HashSet<usize>, usize) {
-        let maps = fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
-        let mut memory = File::open(format!("/proc/{}/mem", child.id())).unwrap();
-        let (mut exposed, mut whole) = (HashSet::new(), 0);
-        for line in maps.lines().filter(|line| line.contains(" r") && !line.contains("[v")) {
-            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
-            let (start, end) =
-                (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
-            let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-            let read = memory.seek(SeekFrom::Start(start)).and_then(|_| memory.read_exact(&mut bytes));
-            if read.is_err() {
-                continue; // Guard pages have no memory behind them.
-            }
-            for (at, window) in bytes.windows(16).enumerate() {
-                let Some(&number) = self.pieces.get(<&[u8; 16]>::try_from(window).unwrap()) else { continue };
-                exposed.insert(number);
-                let text = &self.texts[number];
-                whole += usize::from(window == &text[..16] && bytes[at..].starts_with(text));
-            }
-        }
-        (exposed, whole)
-    }
-}
-
-struct Observed {
-    child: Child,
-    input: ChildStdin,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Observed {
-    fn start(base: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "as_a_child_process", "--nocapture"])
-            .env("TOKENSEAL_CHILD_BASE", base)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let input = child.stdin.take().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, input, lines }
-    }
-
-    /// Waits until the child has come to this moment.
-    fn wait_for(&mut self, moment: &str) {
-        loop {
-            let line = self.lines.next().expect("the child goes on").unwrap();
-            if line == format!("moment: {moment}") {
-                return;
-            }
-        }
-    }
-
-    fn go_on(&mut self) {
-        self.input.write_all(b"\n").unwrap();
-        self.input.flush().unwrap();
-    }
 }
 
 /// Tells the parent, and waits until it has looked.
@@ -191,8 +115,98 @@ fn as_a_child_process() {
     moment("refused");
 }
 
+/// Not a test by itself: what the observed child of the second test does.
 #[test]
-fn no_secret_and_no_key_is_left_in_memory() {
+fn as_a_child_process_that_refreshes() {
+    let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE") else { return };
+    let base = Path::new(&base);
+    let cache = open(base);
+    let wanted = AccessTokenQuery::new("app").account(&Account::new("user-0", "e"));
+    let answer = base.join("answer.json");
+    let acquired = cache.acquire(&wanted, move |refresh_token| {
+        assert!(refresh_token.expose().len() > 1_000);
+        Ok(TokenResponse::from_json(fs::read(&answer).unwrap())?)
+    });
+    moment("acquired");
+    drop(acquired.unwrap());
+    moment("refreshed");
+    let acquired = cache.acquire(&wanted, |_| Err(RefreshFailure::transient("no call is needed")));
+    drop(acquired.unwrap());
+    let rejected = wanted.at(std::time::SystemTime::now() + std::time::Duration::from_secs(7_200));
+    let error = cache.acquire(&rejected, |refresh_token| {
+        drop(refresh_token);
+        Err(RefreshFailure::rejected("invalid_grant"))
+    });
+    assert!(error.unwrap_err().is_sign_in_required());
+    moment("rejected");
+    drop(cache);
+    moment("dropped");
+}
+
+fn refresh_leaves_nothing(heap: Heap) {
+    let base = tempfile::tempdir().unwrap();
+    let [old_access, old_refresh, new_access, new_refresh] = [0, 1, 2, 3].map(|n| random_text(1_200 + n));
+    {
+        let json =
+            format!(r#"{{"access_token":"{old_access}","refresh_token":"{old_refresh}","expires_in":0}}"#);
+        let response = TokenResponse::from_json(json).unwrap().client_id("app").environment("e").realm("r");
+        open(base.path()).add(&response.home_account_id("user-0")).unwrap();
+    }
+    let json =
+        format!(r#"{{"access_token":"{new_access}","refresh_token":"{new_refresh}","expires_in":3600}}"#);
+    fs::write(base.path().join("answer.json"), json).unwrap();
+    let planted = |texts: [&String; 2]| Planted::new(texts.map(|text| text.as_bytes().to_vec()).into());
+    let (old, new) = (planted([&old_access, &old_refresh]), planted([&new_access, &new_refresh]));
+    let refresh_token = planted([&new_refresh, &new_refresh]);
+
+    let mut observed = Observed::start(base.path(), "as_a_child_process_that_refreshes", heap);
+    observed.wait_for("acquired");
+    let (exposed, whole) = new.find_in(&observed.child);
+    assert_eq!((exposed.len(), whole), (2, 3), "the caller has one more of the access token");
+    observed.go_on();
+    observed.wait_for("refreshed");
+    let (exposed, whole) = new.find_in(&observed.child);
+    assert_eq!((exposed.len(), whole), (2, 2), "each once");
+    assert!(old.find_in(&observed.child).0.is_empty(), "the old ones are nowhere");
+    observed.go_on();
+    observed.wait_for("rejected");
+    assert!(refresh_token.find_in(&observed.child).0.is_empty(), "nor is what the server rejected");
+    observed.go_on();
+    observed.wait_for("dropped");
+    assert!(new.find_in(&observed.child).0.is_empty() && old.find_in(&observed.child).0.is_empty());
+    observed.go_on();
+    observed.child.wait().unwrap();
+}
+
+#[test]
+fn a_refresh_leaves_each_new_token_once_and_the_old_ones_nowhere() {
+    refresh_leaves_nothing(Heap::System);
+}
+
+#[test]
+fn a_refresh_leaves_nothing_on_a_heap_that_never_reuses_memory() {
+    refresh_leaves_nothing(Heap::Quarantine);
+}
+
+/// The keys to look for: the long-term one, that of the record in the file, and the round keys of both.
+fn keys_in_use(base: &Path, key: &[u8; 32]) -> Planted {
+    let record = fs::read(base.join("tokens/default.sealed")).unwrap();
+    let message_key = scan::message_key(key, &record[32..56]);
+    Planted::new([scan::round_keys(key), scan::round_keys(&message_key)].concat())
+}
+
+/// No key of these is in memory or a register.
+fn no_key(observed: &Observed, keys: &Planted, moment: &str) {
+    let (exposed, _) = keys.find_in(&observed.child);
+    assert!(exposed.is_empty(), "{moment}: round keys {exposed:?} are exposed");
+    let Some(found) = observed.in_registers(keys) else {
+        assert!(std::env::var_os("TOKENSEAL_REQUIRE_GDB").is_none(), "this run requires gdb");
+        return eprintln!("SKIPPED: registers are not looked at without gdb");
+    };
+    assert_eq!(found, 0, "{moment}: in registers");
+}
+
+fn leaves_nothing(heap: Heap) {
     let base = tempfile::tempdir().unwrap();
     let secrets: Vec<String> = (0..SECRETS).map(|number| random_text(1_200 + number)).collect();
     {
@@ -208,27 +222,33 @@ fn no_secret_and_no_key_is_left_in_memory() {
     let key_file = base.path().join("keys").join(&common::files(&base.path().join("keys"))[0]);
     let key_text = fs::read_to_string(key_file).unwrap();
     let key_text = key_text.split(':').nth(1).unwrap();
-    let key = {
+    let key: [u8; 32] = {
         use base64ct::Encoding as _;
-        base64ct::Base64UrlUnpadded::decode_vec(key_text).unwrap()
+        base64ct::Base64UrlUnpadded::decode_vec(key_text).unwrap().try_into().unwrap()
     };
     let tokens = Planted::new(secrets.into_iter().map(String::into_bytes).collect());
-    let keys = Planted::new(vec![key, key_text.as_bytes().to_vec()]);
+    let entries = Planted::new(vec![key.to_vec(), key_text.as_bytes().to_vec()]);
 
-    let mut observed = Observed::start(base.path());
+    let mut observed = Observed::start(base.path(), "as_a_child_process", heap);
     observed.wait_for("idle");
     let (exposed, whole) = tokens.find_in(&observed.child);
     // This is the positive control as well: the search finds what is there.
     assert_eq!((exposed.len(), whole), (SECRETS, SECRETS), "open: each secret once");
-    let (_, whole_keys) = keys.find_in(&observed.child);
+    let (_, whole_keys) = entries.find_in(&observed.child);
     assert_eq!(whole_keys, 1, "open: the key once");
+    let keys = keys_in_use(base.path(), &key);
+    let (exposed, _) = keys.find_in(&observed.child);
+    assert!(exposed.iter().all(|&number| number < 2), "open: the key, and no other round key: {exposed:?}");
+    assert_eq!(observed.in_registers(&keys).unwrap_or(0), 0, "open: in registers");
     for name in ["dropped", "found and added", "failed and panicked", "200 cycles"] {
         observed.go_on();
         observed.wait_for(name);
         let (exposed, _) = tokens.find_in(&observed.child);
         assert!(exposed.is_empty(), "{name}: {} secrets are exposed", exposed.len());
-        let (exposed, _) = keys.find_in(&observed.child);
+        let (exposed, _) = entries.find_in(&observed.child);
         assert!(exposed.is_empty(), "{name}: the key is exposed: {exposed:?}");
+        no_key(&observed, &keys_in_use(base.path(), &key), name);
+        no_key(&observed, &keys, name);
     }
     observed.go_on();
     observed.wait_for("half signed out");
@@ -241,7 +261,33 @@ fn no_secret_and_no_key_is_left_in_memory() {
     observed.go_on();
     observed.wait_for("refused");
     assert!(tokens.find_in(&observed.child).0.is_empty(), "refused");
-    assert!(keys.find_in(&observed.child).0.is_empty(), "refused: the key");
+    assert!(entries.find_in(&observed.child).0.is_empty(), "refused: the key");
+    no_key(&observed, &keys, "refused");
     observed.go_on();
     observed.child.wait().unwrap();
+}
+
+#[test]
+fn no_secret_and_no_key_is_left_in_memory() {
+    leaves_nothing(Heap::System);
+}
+
+#[test]
+fn nothing_is_left_on_a_heap_that_never_reuses_memory() {
+    leaves_nothing(Heap::Quarantine);
+}
+
+/// The search for keys knows what to look for: the schedule of FIPS 197 appendix A.3.
+#[test]
+fn round_keys_are_those_of_the_standard() {
+    let key: Vec<u8> = "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4"
+        .as_bytes()
+        .chunks(2)
+        .map(|digits| u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap())
+        .collect();
+    let keys = scan::round_keys(&key.try_into().unwrap());
+    let hex = |key: &Vec<u8>| key.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    assert_eq!(keys.len(), 15);
+    assert_eq!(hex(&keys[2]), "9ba354118e6925afa51a8b5f2067fcde");
+    assert_eq!(hex(&keys[14]), "fe4890d1e6188d0b046df344706c631e");
 }

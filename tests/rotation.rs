@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use common::key_stores::{Forgetful, Refusing};
 use common::{Bench, account, has, key_id, replace, response};
-use tokenseal::{Error, MemoryKeyStore, PersistedTokenCache, TokenCache};
+use tokenseal::{Error, KeyFileStore, MemoryKeyStore, PersistedTokenCache, TokenCache};
 
 #[test]
 fn a_sign_out_rotates_the_key_and_old_copies_stay_shut() {
@@ -247,4 +247,37 @@ fn while_the_key_store_hangs_changes_go_on() {
     std::thread::sleep(std::time::Duration::from_millis(100));
     let made_up = cache.update(|tokens| tokens.add(&response("stays", "last"))).unwrap();
     assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
+}
+
+/// Two caches of one application, and one name in two directories, all with one key store.
+#[test]
+fn sign_outs_at_random_lose_no_key_of_another_cache() {
+    let base = tempfile::tempdir().unwrap();
+    let keys = Arc::new(KeyFileStore::new(base.path().join("keys")));
+    let open = |directory: &str, cache: &str| {
+        let builder = PersistedTokenCache::builder("contoso-cli").directory(base.path().join(directory));
+        builder.cache(cache).key_store(keys.clone()).open().unwrap()
+    };
+    let places = [("one", "default"), ("one", "work"), ("other", "default"), ("other", "work")];
+    for (directory, cache) in places {
+        open(directory, cache).add(&response("stays", "read")).unwrap();
+    }
+    let mut random = [0; 100];
+    getrandom::fill(&mut random).unwrap();
+    for number in random {
+        let (directory, name) = places[usize::from(number % 4)];
+        let cache = open(directory, name);
+        cache.add(&response("goes", "read")).unwrap();
+        let copy = std::fs::read(cache.path()).unwrap();
+        assert!(!cache.remove_account(&account("goes")).unwrap().is_rotation_pending());
+        // After one more update the copy is shut for good: its key is in no entry.
+        cache.add(&response("stays", "write")).unwrap();
+        let key_id: String = copy[8..24].iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        let entries = common::files(&base.path().join("keys"));
+        assert!(entries.iter().all(|entry| !entry.contains(&key_id)), "{key_id} is still in {entries:?}");
+        for (directory, cache) in places {
+            assert!(common::has(&open(directory, cache), "stays", "read"), "{directory}/{cache}");
+        }
+    }
+    assert_eq!(common::files(&base.path().join("keys")).len(), 4, "one key for each cache");
 }

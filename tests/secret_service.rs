@@ -103,6 +103,30 @@ fn entries() -> Vec<String> {
     text.lines().filter_map(|line| line.strip_prefix("secret = ").map(str::to_owned)).collect()
 }
 
+/// Puts another text into the one entry of the keyring, by way of another program.
+fn alter_entry(text: &str) {
+    use std::io::Write as _;
+    let found =
+        Command::new("secret-tool").args(["search", "--all", "service", "contoso-cli"]).output().unwrap();
+    // It writes the attributes to its standard error.
+    let said = [found.stdout, found.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let attributes: Vec<&str> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("attribute.")?.split_once(" = "))
+        .flat_map(|(name, value)| [name, value])
+        .collect();
+    let mut store = Command::new("secret-tool")
+        .args(["store", "--label=altered"])
+        .args(attributes)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    store.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(store.wait().unwrap().success());
+    assert_eq!(entries(), [text], "the entry was replaced");
+}
+
 /// Not a test by itself: what the tests below do within a private bus.
 #[test]
 #[allow(clippy::too_many_lines)] // A list of small scenes.
@@ -219,6 +243,28 @@ fn as_a_child_process() {
             let (cache, aside) = builder(base).reset().unwrap();
             assert!(aside.is_some() && cache.accounts().unwrap().is_empty());
         }
+        "altered entry" => {
+            let cache = builder(base).open().unwrap();
+            cache.add(&response("alice", "read")).unwrap();
+            drop(cache);
+            if !is_installed("secret-tool") {
+                println!("the child is done");
+                return;
+            }
+            let (genuine, before) = (entries().remove(0), std::fs::read(&file).unwrap());
+            let digit = if genuine.as_bytes()[20] == b'A' { "B" } else { "A" };
+            let altered = format!("{}{digit}{}", &genuine[..20], &genuine[21..]);
+            for text in [&genuine[..genuine.len() / 2], &genuine[..genuine.len() - 1], "x", &altered] {
+                alter_entry(text);
+                let error = bounded(&|| builder(base).open().map(drop));
+                assert!(error.is_key_lost(), "{error:?}");
+                assert!(!format!("{error} {error:?}").contains(&genuine[16..40]), "{error:?}");
+                assert_eq!(std::fs::read(&file).unwrap(), before, "the stored bytes are untouched");
+                assert_eq!(entries(), [text], "no key is made, and none rewritten");
+            }
+            alter_entry(&genuine);
+            assert!(has(&builder(base).open().unwrap(), "alice", "read"), "put back, it opens");
+        }
         other => panic!("no task {other}"),
     }
     println!("the child is done");
@@ -262,6 +308,11 @@ fn a_service_that_was_killed_and_restarted() {
 #[test]
 fn an_emptied_keyring() {
     run(None, "emptied");
+}
+
+#[test]
+fn an_altered_entry() {
+    run(None, "altered entry");
 }
 
 #[test]

@@ -1,0 +1,42 @@
+//! Any answer of a token endpoint is taken, or refused without a change; and what is taken is found.
+#![no_main]
+
+use std::time::{Duration, SystemTime};
+
+use libfuzzer_sys::fuzz_target;
+use tokenseal::{AccessTokenQuery, RefreshFailure, TokenCache, TokenResponse};
+
+fuzz_target!(|data: &[u8]| {
+    let _ = RefreshFailure::from_error_response(400, data);
+    let Ok(response) = TokenResponse::from_json(data) else { return };
+    let response = response
+        .client_id("app")
+        .token_endpoint("https://idp.example/tenant/token")
+        .requested_scopes(["read"])
+        .received_at(SystemTime::UNIX_EPOCH);
+    let mut cache = TokenCache::new();
+    let before = cache.serialize();
+    match cache.add(&response) {
+        Err(_) => assert_eq!(cache.serialize().json().expose(), before.json().expose()),
+        Ok(added) => {
+            let mut again = TokenCache::new();
+            again.deserialize(cache.serialize().into_json()).expect("what was written is a cache");
+            for token in cache.access_tokens() {
+                let mut wanted = AccessTokenQuery::new("app").scopes(token.scopes()).skew(Duration::ZERO);
+                if let Some(account) = added.account() {
+                    wanted = wanted.account(account);
+                }
+                if let Some(key_id) = token.key_id() {
+                    wanted = wanted.key_id(key_id);
+                }
+                let is_alive = token.expires_on() > SystemTime::UNIX_EPOCH;
+                let found = cache.find_access_token(&wanted.at(SystemTime::UNIX_EPOCH));
+                assert_eq!(found.is_some(), is_alive, "{added:?}");
+            }
+            // Twice is once.
+            let once = cache.serialize();
+            cache.add(&response).expect("it was taken before");
+            assert_eq!(cache.serialize().json().expose(), once.json().expose());
+        }
+    }
+});

@@ -96,6 +96,8 @@
 //! described byte by byte in `docs/format.md`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// On Windows one module has some: `private_file::windows_security`.
+#![cfg_attr(not(windows), forbid(unsafe_code))]
 
 mod cache;
 #[cfg(feature = "file")]

@@ -28,16 +28,15 @@ fn spawn(base: &Path, task: &str, number: usize) -> Child {
         .unwrap()
 }
 
-fn finish(children: Vec<Child>) {
-    for child in children {
+/// Waits for all of them, and gives what each said.
+fn finish(children: Vec<Child>) -> Vec<String> {
+    let finish = |child: Child| {
         let output = child.wait_with_output().unwrap();
-        assert!(
-            output.status.success(),
-            "{}\n{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+        said
+    };
+    children.into_iter().map(finish).collect()
 }
 
 /// Not a test by itself: what the children of the tests below do.
@@ -49,9 +48,13 @@ fn as_a_child_process() {
     match std::env::var("TOKENSEAL_CHILD_TASK").unwrap().as_str() {
         "add 200" => {
             let cache = open(base);
+            let mut worst = Duration::ZERO;
             for round in 0..200 {
+                let started = Instant::now();
                 cache.add(&response("alice", &format!("{number}-{round}"))).unwrap();
+                worst = worst.max(started.elapsed());
             }
+            println!("\nworst wait {}", worst.as_millis());
         }
         "add and read with pauses" => {
             let cache = open(base);
@@ -121,7 +124,13 @@ fn tokens(cache: &PersistedTokenCache) -> HashSet<String> {
 fn sixteen_processes_adding_200_tokens_each_keep_all_3200() {
     let base = tempfile::tempdir().unwrap();
     // No cache exists yet: the first key is raced for as well.
-    finish((0..16).map(|number| spawn(base.path(), "add 200", number)).collect());
+    let said = finish((0..16).map(|number| spawn(base.path(), "add 200", number)).collect());
+    let waits = said.iter().flat_map(|said| said.lines()).filter_map(|line| line.strip_prefix("worst wait "));
+    let waits: Vec<u64> = waits.map(|wait| wait.parse().unwrap()).collect();
+    println!("the worst wait of each of 16 processes for one of 200 adds, in ms: {waits:?}");
+    assert_eq!(waits.len(), 16);
+    // A fair share is 16 turns; nobody may starve, however noisy the machine is.
+    assert!(waits.iter().all(|&wait| wait < 10_000), "{waits:?}");
     assert_eq!(tokens(&open(base.path())).len(), 3_200);
     assert_eq!(common::files(&base.path().join("keys")).len(), 1, "one key was made");
 }
@@ -181,33 +190,54 @@ fn killed_writers_lose_nothing_that_was_acknowledged() {
     assert_eq!(common::files(&base.path().join("tokens")), ["default.lock", "default.sealed"], "no litter");
 }
 
-#[test]
-fn a_killed_holder_frees_the_lock_at_once_and_a_hung_one_costs_the_deadline() {
+/// A process that holds the lock, and has said so.
+fn holder(base: &Path) -> Child {
     use std::io::{BufRead as _, BufReader};
-    let base = tempfile::tempdir().unwrap();
-    drop(open(base.path()));
-    let mut holder = spawn(base.path(), "hold the lock", 0);
+    let mut holder = spawn(base, "hold the lock", 0);
     let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
     while lines.next().unwrap().unwrap() != "holding" {}
+    holder
+}
 
+#[test]
+fn a_hung_holder_costs_the_others_their_deadline_and_readers_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    drop(open(base.path()));
+    let mut holder = holder(base.path());
     let impatient =
         common::with_key_file(base.path()).lock_timeout(Duration::from_millis(200)).open().unwrap();
     let started = Instant::now();
     assert!(impatient.add(&response("alice", "read")).unwrap_err().is_lock_timeout());
     assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&started.elapsed()));
     assert!(impatient.accounts().unwrap().is_empty(), "readers do not wait");
-
-    let patient = open(base.path());
-    std::thread::scope(|scope| {
-        let next = scope.spawn(|| {
-            patient.add(&response("alice", "read")).unwrap();
-            Instant::now()
-        });
-        std::thread::sleep(Duration::from_millis(200));
-        let killed = Instant::now();
-        holder.kill().unwrap();
-        let waited = next.join().unwrap().saturating_duration_since(killed);
-        assert!(waited < Duration::from_secs(1), "the next one waited {waited:?}");
-    });
+    holder.kill().unwrap();
     holder.wait().unwrap();
+}
+
+#[test]
+fn a_killed_holder_frees_the_lock_at_once() {
+    let base = tempfile::tempdir().unwrap();
+    let cache = open(base.path());
+    let mut waits: Vec<Duration> = (0..9)
+        .map(|round| {
+            let mut holder = holder(base.path());
+            let waited = std::thread::scope(|scope| {
+                let next = scope.spawn(|| {
+                    cache.add(&response("alice", &round.to_string())).unwrap();
+                    Instant::now()
+                });
+                std::thread::sleep(Duration::from_millis(200));
+                let killed = Instant::now();
+                holder.kill().unwrap();
+                next.join().unwrap().saturating_duration_since(killed)
+            });
+            holder.wait().unwrap();
+            waited
+        })
+        .collect();
+    waits.sort();
+    println!("after a holder was killed, the next one had saved after {waits:?}");
+    // Wine is slow, and so is a machine that does something else just then.
+    let bar = Duration::from_millis(if cfg!(windows) { 1_000 } else { 50 });
+    assert!(waits[4] < bar && waits[8] < Duration::from_secs(2), "{waits:?}");
 }

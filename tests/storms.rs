@@ -49,18 +49,8 @@ impl Worker {
         self.orders.flush().unwrap();
     }
 
-    /// The next answer; "gone" if the child is.
     fn answer(&mut self) -> String {
-        loop {
-            match self.answers.next() {
-                Some(Ok(line)) => {
-                    if let Some(answer) = line.strip_prefix("> ") {
-                        return answer.to_owned();
-                    }
-                }
-                _ => return "gone".to_owned(),
-            }
-        }
+        next_answer(&mut self.answers)
     }
 
     /// The next answer but for what was said on the way.
@@ -76,6 +66,20 @@ impl Worker {
     fn dismiss(mut self) {
         drop(self.orders);
         assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// The next answer; "gone" if the child is.
+fn next_answer(answers: &mut Lines<BufReader<ChildStdout>>) -> String {
+    loop {
+        match answers.next() {
+            Some(Ok(line)) => {
+                if let Some(answer) = line.strip_prefix("> ") {
+                    return answer.to_owned();
+                }
+            }
+            _ => return "gone".to_owned(),
+        }
     }
 }
 
@@ -282,20 +286,20 @@ fn a_killed_refresher_is_followed_at_once_and_no_request_is_repeated_for_ever() 
         begin(&mut workers);
         // Whoever calls is killed, somewhere between its request and its last write.
         let (said, say) = std::sync::mpsc::channel();
-        let mut pids = Vec::new();
+        let mut children = Vec::new();
         let readers: Vec<_> = workers
             .into_iter()
             .enumerate()
-            .map(|(number, mut worker)| {
-                pids.push(worker.child.id());
+            .map(|(number, Worker { child, orders, mut answers })| {
+                children.push(child);
                 let said = said.clone();
                 std::thread::spawn(move || {
                     loop {
-                        let answer = worker.answer();
+                        let answer = next_answer(&mut answers);
                         let is_last = answer != "calling";
                         said.send((number, answer)).unwrap();
                         if is_last {
-                            return worker;
+                            return orders;
                         }
                     }
                 })
@@ -305,8 +309,7 @@ fn a_killed_refresher_is_followed_at_once_and_no_request_is_repeated_for_ever() 
         assert_eq!(calling, "calling", "round {round}");
         std::thread::sleep(Duration::from_micros(random() % 16_000));
         let killed = Instant::now();
-        // The reader has the child: kill by number.
-        assert!(Command::new("kill").args(["-9", &pids[caller].to_string()]).status().unwrap().success());
+        children[caller].kill().unwrap();
         let follower = 1 - caller;
         let end = loop {
             let (number, answer) = say.recv_timeout(Duration::from_secs(60)).unwrap();
@@ -321,11 +324,11 @@ fn a_killed_refresher_is_followed_at_once_and_no_request_is_repeated_for_ever() 
             assert!(end.starts_with("sign in: "), "round {round}: {end}");
             lost += 1;
         }
-        for reader in readers {
-            let mut worker = reader.join().unwrap();
-            let _ = worker.child.kill();
-            worker.child.wait().unwrap();
+        for mut child in children {
+            let _ = child.kill();
+            child.wait().unwrap();
         }
+        readers.into_iter().for_each(|reader| drop(reader.join().unwrap()));
         let before = provider.counts().refresh_requests;
         assert!((1..=2).contains(&before), "round {round}: {before}");
         // The cache is whole, and says the same without asking again.

@@ -1,6 +1,5 @@
 //! Keys in files beside nothing else: for machines without a keyring, and only when asked for.
 
-use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -65,10 +64,10 @@ impl KeyStore for KeyFileStore {
         private_file::prepare_directory(&self.directory)?;
         let path = self.path(name);
         let mut file = private_file::create_new(&path)?;
-        let written = file.write_all(text.expose().as_bytes()).and_then(|()| file.sync_all());
+        let written = file.write_all(text.expose().as_bytes()).and_then(|()| private_file::sync(&file));
         if let Err(error) = written {
             // Half a key is no key; what matters is the error above.
-            let _ = fs::remove_file(&path);
+            let _ = private_file::remove(&path);
             return Err(failed("write", &path)(error).into());
         }
         private_file::sync_directory(&self.directory)?;
@@ -96,7 +95,7 @@ impl KeyStore for KeyFileStore {
 
     fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
         let path = self.path(name);
-        match fs::remove_file(&path) {
+        match private_file::remove(&path) {
             Ok(()) => Ok(private_file::sync_directory(&self.directory)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("delete", &path)(error).into()),

@@ -2,7 +2,6 @@
 //! promise rests on it, and what cannot be read counts as not there.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -72,11 +71,12 @@ impl Note {
     pub(super) fn write(&self, path: &Path) -> std::io::Result<()> {
         let temporary = temporary(path);
         // Of a process that was killed just here.
-        let _ = fs::remove_file(&temporary);
+        let _ = private_file::remove(&temporary);
         let mut file = private_file::create_new(&temporary).map_err(std::io::Error::other)?;
-        let written = file.write_all(self.to_text().as_bytes()).and_then(|()| fs::rename(&temporary, path));
+        let written =
+            file.write_all(self.to_text().as_bytes()).and_then(|()| private_file::rename(&temporary, path));
         if written.is_err() {
-            let _ = fs::remove_file(&temporary);
+            let _ = private_file::remove(&temporary);
         }
         written
     }
@@ -151,7 +151,7 @@ impl Note {
 
 /// Removes a note, which the lock must be held for.
 pub(super) fn remove(path: &Path) {
-    let _ = fs::remove_file(path);
+    let _ = private_file::remove(path);
 }
 
 /// One name for each note: what a killed process leaves, the next one removes.
@@ -163,6 +163,7 @@ fn temporary(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn refusal(request: &str, verdict: Verdict) -> Refusal {
         Refusal { at: 5, request: request.into(), renewed_at: -6, verdict }

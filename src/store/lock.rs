@@ -137,7 +137,7 @@ impl LockFile {
         let turn = self.take_turn(deadline, timed_out)?;
         let cannot_lock = |source| StoreError::CannotLock { path: self.path.clone(), source };
         loop {
-            let file = private_file::open_or_create(&self.path)?;
+            let file = private_file::open_lock_file(&self.path)?;
             let file = match file.try_lock() {
                 Ok(()) => file,
                 Err(TryLockError::Error(source)) => return Err(cannot_lock(source)),
@@ -166,7 +166,7 @@ impl LockFile {
             Err(StoreError::LockTimedOut { .. } | StoreError::Nested { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let file = private_file::open_or_create(&self.path)?;
+        let file = private_file::open_lock_file(&self.path)?;
         match file.try_lock() {
             Ok(()) if private_file::is_at(&file, &self.path) => {
                 Ok(Some(FileLock { _file: file, _turn: turn }))
@@ -233,13 +233,13 @@ mod tests {
     fn whoever_waited_for_a_lock_file_that_was_removed_locks_the_new_one() {
         let directory = tempfile::tempdir().unwrap();
         let lock = lock_file(&directory);
-        let removed = private_file::open_or_create(&lock.path).unwrap();
+        let removed = private_file::open_lock_file(&lock.path).unwrap();
         removed.lock().unwrap();
         thread::scope(|scope| {
             let waiter = scope.spawn(|| lock.acquire(LONG));
             thread::sleep(SHORT);
             std::fs::remove_file(&lock.path).unwrap();
-            let new = private_file::open_or_create(&lock.path).unwrap();
+            let new = private_file::open_lock_file(&lock.path).unwrap();
             new.lock().unwrap();
             removed.unlock().unwrap();
             thread::sleep(SHORT);
@@ -254,7 +254,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let lock = lock_file(&directory);
         // Another open file is to the system what another process is.
-        let other = private_file::open_or_create(&lock.path).unwrap();
+        let other = private_file::open_lock_file(&lock.path).unwrap();
         other.lock().unwrap();
         for _ in 0..5 {
             assert!(matches!(lock.acquire(SHORT), Err(StoreError::LockTimedOut { .. })));
@@ -268,11 +268,10 @@ mod tests {
             // Other tests of this process may have one each.
             assert!(threads.count() <= 2, "one thread waits, however often it was in vain");
         }
-        other.unlock().unwrap();
+        drop(other);
         drop(lock.acquire(LONG).unwrap());
         // The thread that waited in vain does not keep the lock, and no others were started.
-        other.lock().unwrap();
-        other.unlock().unwrap();
+        private_file::open_lock_file(&lock.path).unwrap().lock().unwrap();
         assert_eq!(std::fs::metadata(&lock.path).unwrap().len(), 0, "nothing is written to a lock file");
     }
 }

@@ -130,17 +130,18 @@ impl FileStore {
         let temporary = self.directory.join(format!(".{}.{}.tmp", self.name, random_hex()?));
         let mut file = private_file::create_new(&temporary)?;
         let written = file.write_all(record).map_err(failed("write", &temporary));
-        let written = written.and_then(|()| file.sync_all().map_err(failed("make durable", &temporary)));
+        let written =
+            written.and_then(|()| private_file::sync(&file).map_err(failed("make durable", &temporary)));
         let replaced = written.and_then(|()| {
             self.refuse_to_replace_what_is_no_file()?;
-            fs::rename(&temporary, &self.path).map_err(failed("replace", &self.path))
+            private_file::rename(&temporary, &self.path).map_err(failed("replace", &self.path))
         });
         if let Err(error) = replaced {
             // What went wrong is told; litter that stays is swept by the next save.
-            let _ = fs::remove_file(&temporary);
+            let _ = private_file::remove(&temporary);
             return Err(error.into());
         }
-        private_file::sync_directory(&self.directory)?;
+        private_file::make_rename_durable(&self.path)?;
         Ok(Watch::new(file, record, self.has_reliable_identity).map_err(failed("examine", &self.path))?)
     }
 
@@ -151,7 +152,7 @@ impl FileStore {
 
     /// Makes whatever replacement was made last durable.
     pub(crate) fn make_durable(&self, _lock: &StoreLock) -> Result<(), StoreError> {
-        Ok(private_file::sync_directory(&self.directory)?)
+        Ok(private_file::make_rename_durable(&self.path)?)
     }
 
     /// Renames the file to a name that no cache uses, and gives that name; `None` if there is none.
@@ -161,10 +162,10 @@ impl FileStore {
         }
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let aside = self.directory.join(format!("{}.sealed.aside-{seconds}-{}", self.name, random_hex()?));
-        fs::rename(&self.path, &aside).map_err(failed("set aside", &self.path))?;
-        if let Err(error) = private_file::sync_directory(&self.directory) {
+        private_file::rename(&self.path, &aside).map_err(failed("set aside", &self.path))?;
+        if let Err(error) = private_file::make_rename_durable(&aside) {
             // What cannot be made durable is undone, so that the error tells what is there.
-            fs::rename(&aside, &self.path).map_err(failed("put back", &aside))?;
+            private_file::rename(&aside, &self.path).map_err(failed("put back", &aside))?;
             return Err(error.into());
         }
         Ok(Some(aside))
@@ -172,8 +173,8 @@ impl FileStore {
 
     /// Puts back what was set aside.
     pub(crate) fn put_back(&self, _lock: &StoreLock, aside: &Path) -> Result<(), StoreError> {
-        fs::rename(aside, &self.path).map_err(failed("put back", aside))?;
-        Ok(private_file::sync_directory(&self.directory)?)
+        private_file::rename(aside, &self.path).map_err(failed("put back", aside))?;
+        Ok(private_file::make_rename_durable(&self.path)?)
     }
 
     /// Removes what a process that was killed in the middle of a save left behind. Under the lock no

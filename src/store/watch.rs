@@ -1,31 +1,52 @@
 //! Notices that a file was replaced, with one `stat` where that can be relied on.
 
-use std::fs::File;
-use std::io;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
 use std::path::Path;
+use std::time::SystemTime;
 
 use crate::private_file;
 use crate::seal::HEADER_LEN;
 
-/// A file that was read or written, kept open: as long as it is, its inode number cannot be given to
-/// another file, so that equal numbers mean the very same file, whatever its size and time are.
+/// A file that was read or written.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    _file: File,
-    identity: Identity,
-}
+pub(crate) struct Watch(Identity);
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Identity {
     #[cfg(target_os = "linux")]
     Inode(Inode),
-    /// Every record has a header of its own: its nonce is random.
-    Header(Vec<u8>),
+    /// Every record has a header of its own: its nonce is random. The file is not kept open, which on
+    /// Windows would be in the way of its replacement.
+    Header(Header),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Header {
+    bytes: Vec<u8>,
+    /// Against a file that is written in place, which this crate never does.
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Header {
+    fn new(bytes: Vec<u8>, metadata: &Metadata) -> Self {
+        Self { bytes, size: metadata.len(), modified: metadata.modified().ok() }
+    }
+}
+
+/// As long as a file is open its inode number cannot be given to another one, so that equal numbers
+/// mean the very same file, whatever its size and time are.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+struct Inode {
+    _file: File,
+    found: Found,
 }
 
 #[cfg(target_os = "linux")]
 #[derive(Debug, PartialEq, Eq)]
-struct Inode {
+struct Found {
     device: u64,
     number: u64,
     /// Against a file that is written in place, which this crate never does.
@@ -34,8 +55,8 @@ struct Inode {
 }
 
 #[cfg(target_os = "linux")]
-impl Inode {
-    fn of(metadata: &std::fs::Metadata) -> Self {
+impl Found {
+    fn of(metadata: &Metadata) -> Self {
         use std::os::unix::fs::MetadataExt as _;
         Self {
             device: metadata.dev(),
@@ -49,41 +70,42 @@ impl Inode {
 impl Watch {
     /// Watches `file`, which holds `record`.
     pub(crate) fn new(file: File, record: &[u8], has_reliable_identity: bool) -> io::Result<Self> {
+        let metadata = file.metadata()?;
         #[cfg(target_os = "linux")]
         if has_reliable_identity {
-            let identity = Identity::Inode(Inode::of(&file.metadata()?));
-            return Ok(Self { _file: file, identity });
+            let found = Found::of(&metadata);
+            return Ok(Self(Identity::Inode(Inode { _file: file, found })));
         }
         let _ = has_reliable_identity;
         let header = record[..record.len().min(HEADER_LEN)].to_vec();
-        Ok(Self { _file: file, identity: Identity::Header(header) })
+        Ok(Self(Identity::Header(Header::new(header, &metadata))))
     }
 
     /// Whether the file at `path` is this one.
     pub(crate) fn is_current(&self, path: &Path) -> io::Result<bool> {
-        let now = match &self.identity {
+        let is_current = match &self.0 {
             #[cfg(target_os = "linux")]
-            Identity::Inode(_) => {
-                std::fs::symlink_metadata(path).map(|found| Identity::Inode(Inode::of(&found)))
+            Identity::Inode(inode) => {
+                std::fs::symlink_metadata(path).map(|found| Found::of(&found) == inode.found)
             }
-            Identity::Header(known) => read_header(path, known.len()).map(Identity::Header),
+            Identity::Header(known) => {
+                read_header(path, known.bytes.len()).map(|found| found.as_ref() == Some(known))
+            }
         };
-        match now {
-            Ok(now) => Ok(now == self.identity),
+        match is_current {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+            result => result,
         }
     }
 }
 
-fn read_header(path: &Path, length: usize) -> io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    let mut header = Vec::with_capacity(length);
+fn read_header(path: &Path, length: usize) -> io::Result<Option<Header>> {
     // What may not be opened is reported when the file is read in earnest: here it is a change.
-    if let Ok(Some(file)) = private_file::open(path) {
-        file.take(length as u64).read_to_end(&mut header)?;
-    }
-    Ok(header)
+    let Ok(Some(file)) = private_file::open(path) else { return Ok(None) };
+    let metadata = file.metadata()?;
+    let mut bytes = Vec::with_capacity(length);
+    file.take(length as u64).read_to_end(&mut bytes)?;
+    Ok(Some(Header::new(bytes, &metadata)))
 }
 
 /// Whether inode numbers in a directory can be relied on: on local file systems, not over a network.
@@ -143,6 +165,26 @@ mod tests {
                 fs::rename(&next, &path).unwrap();
                 assert!(!watched.is_current(&path).unwrap(), "round {round}");
             }
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_written_in_place_is_noticed_as_far_as_its_header_size_or_time_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        for reliable in [true, false] {
+            let _ = fs::remove_file(&path);
+            write(&path, &[0; 200]);
+            let watched = watch(&path, reliable);
+            assert!(watched.is_current(&path).unwrap());
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            assert!(!watched.is_current(&path).unwrap());
+            let watched = watch(&path, reliable);
+            file.set_len(199).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            drop(file);
+            assert!(!watched.is_current(&path).unwrap());
         }
     }
 

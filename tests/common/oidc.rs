@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use oauth2::basic::{BasicClient, BasicErrorResponseType, BasicTokenResponse};
 use oauth2::{
@@ -15,16 +16,25 @@ pub(crate) const CLIENT: &str = "tokenseal-tests";
 pub(crate) const REALM: &str = "main";
 pub(crate) const USER: &str = "alice";
 
+/// Where providers listen that are running already, one for each test of a run: for systems that cannot
+/// start one themselves.
+const RUNNING: &str = "TOKENSEAL_IDENTITY_PROVIDERS";
+
 /// The provider, until it is dropped.
 pub(crate) struct Provider {
-    child: Child,
-    _stdin: ChildStdin,
+    /// It ends when its input is closed.
+    child: Option<(Child, ChildStdin)>,
     pub(crate) url: String,
 }
 
 impl Provider {
     /// Installs the provider if it must, and starts it; `None` where Node.js is missing.
     pub(crate) fn start() -> Option<Self> {
+        if let Ok(running) = std::env::var(RUNNING) {
+            static TAKEN: AtomicUsize = AtomicUsize::new(0);
+            let url = running.split_whitespace().nth(TAKEN.fetch_add(1, Ordering::Relaxed));
+            return Some(Self { child: None, url: url.expect("there is one for each test").to_owned() });
+        }
         let installed = match install() {
             Ok(installed) => installed,
             Err(why) => {
@@ -43,9 +53,8 @@ impl Provider {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim().strip_prefix("listening ").expect("it says where it listens").to_owned();
-        // It ends when this is closed.
         let stdin = child.stdin.take().unwrap();
-        Some(Self { child, _stdin: stdin, url })
+        Some(Self { child: Some((child, stdin)), url })
     }
 
     /// Signs alice in by the device-code flow, with an access token for each scope that has expired.
@@ -95,8 +104,10 @@ impl Provider {
 
 impl Drop for Provider {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some((child, _)) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -1,0 +1,67 @@
+//! What is wrong with a file or a directory.
+
+use std::io;
+use std::path::PathBuf;
+
+/// What is wrong with a file or a directory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    #[non_exhaustive]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// Something else stands where the file should be: a symbolic link, a junction, a directory, a
+    /// pipe, a device.
+    #[error("{} is {found} and not a {expected}; nothing was read or written, move it away", path.display())]
+    #[non_exhaustive]
+    WrongType {
+        /// Where.
+        path: PathBuf,
+        /// What stands there.
+        found: &'static str,
+        /// What should.
+        expected: &'static str,
+    },
+
+    /// The file or directory belongs to somebody else.
+    #[error(
+        "{} belongs to {owner} and not to the current user; nothing was read or written, move it away",
+        path.display()
+    )]
+    #[non_exhaustive]
+    ForeignOwner {
+        /// Which one.
+        path: PathBuf,
+        /// The owner: a user id, or on Windows a security identifier.
+        owner: String,
+    },
+
+    /// Others may read the file or write to the directory.
+    #[error("{} has {permissions}, which lets others in; run: {remedy}", path.display())]
+    #[non_exhaustive]
+    LoosePermissions {
+        /// Which one.
+        path: PathBuf,
+        /// Its mode, or on Windows its access list.
+        permissions: String,
+        /// The command that mends it.
+        remedy: String,
+    },
+
+    /// The path has a part that Windows takes for a device, or does not keep as it is written.
+    #[error("{} has a part that Windows reserves; choose another directory", path.display())]
+    #[non_exhaustive]
+    ReservedName {
+        /// The path.
+        path: PathBuf,
+    },
+}

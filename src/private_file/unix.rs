@@ -1,0 +1,147 @@
+//! Private files on Unix: modes and owners, no links followed, directories made durable.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use super::{Checked, FileError};
+
+pub(super) const LINK: &str = "a symbolic link";
+
+/// Neither follows a link, nor waits for the other end of a pipe.
+fn refuse_links(options: &mut OpenOptions) -> &mut OpenOptions {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    options.custom_flags(i32::try_from(flags.bits()).expect("open flags are small"))
+}
+
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    refuse_links(OpenOptions::new().read(true)).open(path)
+}
+
+pub(super) fn open_lock_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = refuse_links(&mut options).open(path)?;
+    // Where the umask took the owner's own rights away, give them back before they are checked.
+    if file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0) {
+        restore_owner_rights(&file)?;
+    }
+    Ok(file)
+}
+
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = refuse_links(&mut options).open(path)?;
+    restore_owner_rights(&file)?;
+    Ok(file)
+}
+
+/// The umask may have taken more away than others' rights.
+fn restore_owner_rights(file: &File) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    let is_ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    if is_ours && metadata.mode() & 0o777 & !0o600 == 0 && metadata.mode() & 0o777 != 0o600 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(own), Ok(found)) => (own.dev(), own.ino()) == (found.dev(), found.ino()),
+        _ => false,
+    }
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)
+}
+
+pub(super) fn check_file(_: &File, metadata: &Metadata, path: &Path) -> Checked<()> {
+    check_owner(metadata, path)?;
+    check_mode(metadata, path, 0o077, 0o600)
+}
+
+pub(super) fn check_directory(metadata: &Metadata, path: &Path) -> Checked<()> {
+    check_owner(metadata, path)?;
+    check_mode(metadata, path, 0o022, 0o700)
+}
+
+fn check_owner(metadata: &Metadata, path: &Path) -> Checked<()> {
+    if metadata.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(FileError::ForeignOwner { path: path.to_owned(), owner: format!("user {}", metadata.uid()) })
+}
+
+fn check_mode(metadata: &Metadata, path: &Path, refused: u32, allowed: u32) -> Checked<()> {
+    let mode = metadata.mode() & 0o7777;
+    if mode & refused == 0 {
+        return Ok(());
+    }
+    Err(FileError::LoosePermissions {
+        path: path.to_owned(),
+        permissions: format!("mode {mode:o}"),
+        remedy: format!("chmod {allowed:o} {}", path.display()),
+    })
+}
+
+/// Every name is allowed, and the directory itself may be reached by a link.
+#[allow(clippy::unnecessary_wraps)] // Elsewhere it is not so.
+pub(super) fn check_path(_: &Path) -> Checked<()> {
+    Ok(())
+}
+
+pub(super) fn create_directories(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = parent(path) {
+        create_directories(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            // Whatever the umask is.
+            fs::set_permissions(path, Permissions::from_mode(0o700))?;
+            // A file in a directory that a power cut takes away was not saved.
+            parent(path).map_or(Ok(()), sync_directory)
+        }
+    }
+}
+
+fn parent(path: &Path) -> Option<&Path> {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty())
+}
+
+pub(super) fn make_rename_durable(path: &Path) -> io::Result<()> {
+    parent(path).map_or(Ok(()), sync_directory)
+}
+
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    sync(&File::open(path)?)
+}
+
+/// On Apple's systems `sync_all` is `F_FULLFSYNC`, which empties the disk's own buffer too. Volumes of
+/// other systems do not know it; what they know is `fsync`.
+pub(super) fn sync(file: &File) -> io::Result<()> {
+    let synced = file.sync_all();
+    #[cfg(target_vendor = "apple")]
+    if let Err(error) = &synced {
+        use rustix::io::Errno;
+        let unknown = [Errno::NOTSUP, Errno::INVAL, Errno::NOTTY].map(Errno::raw_os_error);
+        if error.raw_os_error().is_some_and(|code| unknown.contains(&code)) {
+            return Ok(rustix::fs::fsync(file)?);
+        }
+    }
+    synced
+}

@@ -10,6 +10,7 @@ if [ ! -e "$directory/done" ]; then
   mkdir -p "$directory/packages" "$directory/bin"
   (
     cd "$directory/packages"
+    apt-cache show rustc-web >/dev/null 2>&1 || apt-get update -q
     depends() { apt-cache depends "$1" | awk -v on="$2" '$1 ~ /Depends:/ && $2 ~ on { print $2; exit }'; }
     std=$(depends libstd-rust-web-dev '^libstd-rust-web-')
     apt-get download -q rustc-web rust-web-src rust-web-clippy libstd-rust-web-dev "$std" "$(depends "$std" '^libllvm')"

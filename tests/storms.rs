@@ -328,7 +328,9 @@ fn a_killed_refresher_is_followed_at_once_and_no_request_is_repeated_for_ever() 
             let _ = child.kill();
             child.wait().unwrap();
         }
-        readers.into_iter().for_each(|reader| drop(reader.join().unwrap()));
+        for reader in readers {
+            drop(reader.join().unwrap());
+        }
         let before = provider.counts().refresh_requests;
         assert!((1..=2).contains(&before), "round {round}: {before}");
         // The cache is whole, and says the same without asking again.

@@ -50,8 +50,11 @@ impl Probe {
     pub fn advice(&self) -> String {
         match &self.result {
             Ok(()) => String::new(),
-            Err(KeyStoreError::Locked { .. }) => {
+            Err(KeyStoreError::Locked { .. }) if self.surroundings == Surroundings::Desktop => {
                 "unlock the keyring, by logging in or with its own tool".into()
+            }
+            Err(KeyStoreError::Locked { .. }) => {
+                format!("unlock the keyring with its own tool; {}", self.surroundings.advice())
             }
             Err(KeyStoreError::TimedOut { .. }) => {
                 "answer the prompt that the keyring shows, or restart its service".into()
@@ -121,29 +124,56 @@ impl Surroundings {
 
     /// What to do here when there is no keyring.
     pub(crate) fn advice(self) -> String {
-        let remedy = match self {
-            Self::Desktop => {
-                "start a Secret Service (GNOME Keyring, KWallet or KeePassXC with its integration on) in the \
-                 session, with a default collection"
+        self.advice_on(if cfg!(windows) {
+            Platform::Windows
+        } else if cfg!(target_vendor = "apple") {
+            Platform::Apple
+        } else {
+            Platform::SecretService
+        })
+    }
+
+    fn advice_on(self, platform: Platform) -> String {
+        let remedy = match (platform, self) {
+            (_, Self::Container | Self::ContinuousIntegration) => {
+                return "there is no user session here: mount a directory for key files that is not in the \
+                        image, and ask for `KeyFileStore`"
+                    .into();
             }
-            Self::Ssh => {
+            (Platform::Windows, Self::Ssh) => {
+                "a logon over the network has no Credential Manager: run the program in a desktop session of \
+                 this user, or with `runas`"
+            }
+            (Platform::Windows, _) => {
+                "log on to Windows interactively, and see that the service \"Credential Manager\" (VaultSvc) runs"
+            }
+            (Platform::Apple, Self::Ssh) => {
+                "the login Keychain is locked in a remote shell: run `security unlock-keychain` in it"
+            }
+            (Platform::Apple, _) => "log in, and see in Keychain Access that the login Keychain is there",
+            (Platform::SecretService, Self::Ssh) => {
                 "a remote shell has no desktop session: run `dbus-run-session -- sh`, and in it \
                  `gnome-keyring-daemon --unlock --components=secrets`"
             }
-            Self::Wsl => {
+            (Platform::SecretService, Self::Wsl) => {
                 "install and start gnome-keyring in the distribution, or run the Windows build, which uses the \
                  Credential Manager"
             }
-            Self::Container | Self::ContinuousIntegration => {
-                "there is no user session here: mount a directory for key files that is not in the image"
+            (Platform::SecretService, Self::Desktop) => {
+                "start a Secret Service (GNOME Keyring, KWallet or KeePassXC with its integration on) in the \
+                 session, with a default collection"
             }
         };
-        if matches!(self, Self::Container | Self::ContinuousIntegration) {
-            format!("{remedy}, and ask for `KeyFileStore`")
-        } else {
-            format!("{remedy}; or ask for `KeyFileStore`, a key in a file, where that is acceptable")
-        }
+        format!("{remedy}; or ask for `KeyFileStore`, a key in a file, where that is acceptable")
     }
+}
+
+/// Whose keyring it is.
+#[derive(Debug, Clone, Copy)]
+enum Platform {
+    SecretService,
+    Windows,
+    Apple,
 }
 
 impl fmt::Display for Surroundings {
@@ -223,7 +253,16 @@ mod tests {
         ] {
             let found = Surroundings::from(|name| name == variable, none);
             assert_eq!(found, expected);
-            assert!(found.advice().contains("KeyFileStore"), "{found}");
+            for platform in [Platform::SecretService, Platform::Windows, Platform::Apple] {
+                assert!(found.advice_on(platform).contains("KeyFileStore"), "{found}");
+            }
+        }
+        for (platform, own) in [
+            (Platform::SecretService, "gnome-keyring"),
+            (Platform::Windows, "Credential Manager"),
+            (Platform::Apple, "security unlock-keychain"),
+        ] {
+            assert!(Surroundings::Ssh.advice_on(platform).contains(own), "{platform:?}");
         }
         let docker = Surroundings::from(|_| false, |path| path == Path::new("/.dockerenv"));
         assert_eq!(docker, Surroundings::Container);

@@ -102,38 +102,41 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 }
 
 pub(super) fn check_file(file: &File, _: &Metadata, path: &Path) -> Checked<()> {
-    check(file, path, |list, user| list.opens_a_file(user), "F")
+    let (user, text) = examine(file, path)?;
+    let list = AccessList::parse(&text);
+    check_owner(&list, &user, path)?;
+    if list.opens_a_file(&user) { Err(loose(path, &text, &user, "F")) } else { Ok(()) }
 }
 
 pub(super) fn check_directory(_: &Metadata, path: &Path) -> Checked<()> {
     let flags = FILE_FLAG_BACKUP_SEMANTICS | FILE_FLAG_OPEN_REPARSE_POINT;
     let opened = OpenOptions::new().access_mode(READ_CONTROL).custom_flags(flags).open(path);
-    let directory = opened.map_err(failed("examine", path))?;
-    check(&directory, path, |list, user| list.opens_a_directory(user), "(OI)(CI)F")
+    let (user, text) = examine(&opened.map_err(failed("examine", path))?, path)?;
+    let list = AccessList::parse(&text);
+    check_owner(&list, &user, path)?;
+    if list.opens_a_directory(&user) { Err(loose(path, &text, &user, "(OI)(CI)F")) } else { Ok(()) }
 }
 
-fn check(
-    file: &File,
-    path: &Path,
-    lets_others_in: fn(&AccessList<'_>, &str) -> bool,
-    rights: &str,
-) -> Checked<()> {
-    let read = windows_security::current_user()
+/// The current user, and the text form of the security descriptor.
+fn examine(file: &File, path: &Path) -> Checked<(String, String)> {
+    windows_security::current_user()
         .and_then(|user| Ok((user, Descriptor::of(file)?.to_text()?)))
-        .map_err(failed("examine the access list of", path));
-    let (user, text) = read?;
-    let list = AccessList::parse(&text);
-    if let Some(owner) = list.foreign_owner(&user) {
-        return Err(FileError::ForeignOwner { path: path.to_owned(), owner: owner.to_owned() });
+        .map_err(failed("examine the access list of", path))
+}
+
+fn check_owner(list: &AccessList<'_>, user: &str, path: &Path) -> Checked<()> {
+    let foreign = list.foreign_owner(user);
+    foreign.map_or(Ok(()), |owner| {
+        Err(FileError::ForeignOwner { path: path.to_owned(), owner: owner.to_owned() })
+    })
+}
+
+fn loose(path: &Path, list: &str, user: &str, rights: &str) -> FileError {
+    FileError::LoosePermissions {
+        path: path.to_owned(),
+        permissions: format!("the access list {list}"),
+        remedy: format!("icacls \"{}\" /inheritance:r /grant:r *{user}:{rights}", path.display()),
     }
-    if lets_others_in(&list, &user) {
-        return Err(FileError::LoosePermissions {
-            path: path.to_owned(),
-            permissions: format!("the access list {text}"),
-            remedy: format!("icacls \"{}\" /inheritance:r /grant:r *{user}:{rights}", path.display()),
-        });
-    }
-    Ok(())
 }
 
 /// Refuses a link or junction in the place of the directory, names of devices, and names that are not

@@ -77,6 +77,7 @@ impl Watch {
             return Ok(Self(Identity::Inode(Inode { _file: file, found })));
         }
         let _ = has_reliable_identity;
+        drop(file);
         let header = record[..record.len().min(HEADER_LEN)].to_vec();
         Ok(Self(Identity::Header(Header::new(header, &metadata))))
     }

@@ -1,5 +1,5 @@
 //! The platform keyring on Windows: the key in the Credential Manager, on this machine only, and the file
-//! under LocalAppData.
+//! under `LocalAppData`.
 #![cfg(all(windows, feature = "keyring"))]
 
 mod common;

@@ -5,12 +5,15 @@
 #![cfg(all(target_os = "linux", feature = "keyring"))]
 
 mod common;
+#[path = "common/denying_service.rs"]
+mod denying_service;
 
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{account, has, response};
+use denying_service::DenyingService;
 use tokenseal::{PersistedTokenCache, PersistedTokenCacheBuilder, probe};
 
 /// Runs `task` of [`as_a_child_process`] with a Secret Service in the given state.
@@ -226,6 +229,41 @@ fn as_a_child_process() {
             service.kill().unwrap();
             service.wait().unwrap();
         }
+        "denied" => {
+            let cache = builder(base).open().unwrap();
+            cache.add(&response("alice", "read")).unwrap();
+            cache.add(&response("bob", "read")).unwrap();
+            signal("-KILL");
+            std::thread::sleep(Duration::from_millis(200));
+            for says_locked in [true, false] {
+                let service = DenyingService::start(says_locked);
+                assert_eq!(probe().is_usable(), !says_locked, "{}", probe());
+                let before = std::fs::read(&file).unwrap();
+                let error = bounded(&|| builder(base).open().map(drop));
+                assert!(error.is_key_lost() || error.is_key_unavailable(), "{error:?}");
+                assert_eq!(std::fs::read(&file).unwrap(), before, "the stored bytes are untouched");
+                // A sign-out wants a new key: none is made where the current one is not found.
+                let user = if says_locked { "alice" } else { "carol" };
+                cache.add(&response(user, "read")).unwrap();
+                let signed_out = cache.remove_account(&account(user)).unwrap();
+                assert!(signed_out.is_rotation_pending(), "{:?}", signed_out.rotation());
+                assert!(has(&cache, "bob", "read") && !has(&cache, user, "read"));
+                assert_eq!(service.asked_to_make(), 0, "no key is made over existing data");
+            }
+            // Where nothing is at stake it is asked, and says no: an error, and no file.
+            let service = DenyingService::start(false);
+            let elsewhere = base.join("elsewhere");
+            let error = bounded(&|| builder(base).directory(&elsewhere).open().map(drop));
+            assert!(error.is_key_unavailable(), "{error:?}");
+            assert!(service.asked_to_make() > 0 && !elsewhere.join("default.sealed").exists());
+            drop(service);
+            let mut genuine = restart_service();
+            assert!(has(&builder(base).open().unwrap(), "bob", "read"), "the key was there all the time");
+            let made_up = cache.update(|tokens| tokens.add(&response("dave", "read"))).unwrap();
+            assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
+            genuine.kill().unwrap();
+            genuine.wait().unwrap();
+        }
         "emptied" => {
             let cache = builder(base).open().unwrap();
             cache.add(&response("alice", "read")).unwrap();
@@ -303,6 +341,11 @@ fn a_hung_service() {
 #[test]
 fn a_service_that_was_killed_and_restarted() {
     run(None, "killed and restarted");
+}
+
+#[test]
+fn a_service_that_says_no_entry_while_it_is_locked() {
+    run(None, "denied");
 }
 
 #[test]

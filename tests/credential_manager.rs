@@ -19,7 +19,7 @@ fn entry(file: &Path) -> keyring_core::Entry {
     store.build(APPLICATION, &format!("default/{id}"), None).unwrap()
 }
 
-/// Not a test by itself: what the test below does with a LocalAppData of its own.
+/// Not a test by itself: what the test below does with a `LocalAppData` of its own.
 #[test]
 fn as_a_child_process() {
     let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE").map(PathBuf::from) else { return };

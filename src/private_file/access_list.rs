@@ -58,6 +58,12 @@ impl<'a> AccessList<'a> {
         list
     }
 
+    /// The owner.
+    #[cfg(windows)]
+    pub(super) fn owner(&self) -> Option<&'a str> {
+        self.owner
+    }
+
     /// The owner, if that is neither `user` nor somebody who can do everything anyway.
     pub(super) fn foreign_owner(&self, user: &str) -> Option<&'a str> {
         let owner = self.owner.unwrap_or("nobody");

@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::windows::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf, Prefix};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -85,7 +86,27 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
 }
 
 fn private_file() -> io::Result<Descriptor> {
-    Descriptor::parse(&access_list::private_file(&windows_security::current_user()?))
+    Descriptor::parse(&access_list::private_file(&user()?.as_printed))
+}
+
+/// The user that this process runs as.
+#[derive(Debug)]
+struct User {
+    sid: String,
+    /// As Windows prints it in descriptors: some have names of two letters there, such as `LA`, the
+    /// machine's own administrator.
+    as_printed: String,
+}
+
+fn user() -> io::Result<&'static User> {
+    static USER: OnceLock<User> = OnceLock::new();
+    if let Some(user) = USER.get() {
+        return Ok(user);
+    }
+    let sid = windows_security::current_user()?;
+    let printed = Descriptor::parse(&format!("O:{sid}"))?.to_text()?;
+    let as_printed = AccessList::parse(&printed).owner().unwrap_or(&sid).to_owned();
+    Ok(USER.get_or_init(|| User { sid, as_printed }))
 }
 
 /// It cannot have been removed: see [`open_lock_file`].
@@ -104,8 +125,8 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 pub(super) fn check_file(file: &File, _: &Metadata, path: &Path) -> Checked<()> {
     let (user, text) = examine(file, path)?;
     let list = AccessList::parse(&text);
-    check_owner(&list, &user, path)?;
-    if list.opens_a_file(&user) { Err(loose(path, &text, &user, "F")) } else { Ok(()) }
+    check_owner(&list, user, path)?;
+    if list.opens_a_file(&user.as_printed) { Err(loose(path, &text, user, "F")) } else { Ok(()) }
 }
 
 pub(super) fn check_directory(_: &Metadata, path: &Path) -> Checked<()> {
@@ -113,29 +134,32 @@ pub(super) fn check_directory(_: &Metadata, path: &Path) -> Checked<()> {
     let opened = OpenOptions::new().access_mode(READ_CONTROL).custom_flags(flags).open(path);
     let (user, text) = examine(&opened.map_err(failed("examine", path))?, path)?;
     let list = AccessList::parse(&text);
-    check_owner(&list, &user, path)?;
-    if list.opens_a_directory(&user) { Err(loose(path, &text, &user, "(OI)(CI)F")) } else { Ok(()) }
+    check_owner(&list, user, path)?;
+    if list.opens_a_directory(&user.as_printed) {
+        return Err(loose(path, &text, user, "(OI)(CI)F"));
+    }
+    Ok(())
 }
 
 /// The current user, and the text form of the security descriptor.
-fn examine(file: &File, path: &Path) -> Checked<(String, String)> {
-    windows_security::current_user()
+fn examine(file: &File, path: &Path) -> Checked<(&'static User, String)> {
+    user()
         .and_then(|user| Ok((user, Descriptor::of(file)?.to_text()?)))
         .map_err(failed("examine the access list of", path))
 }
 
-fn check_owner(list: &AccessList<'_>, user: &str, path: &Path) -> Checked<()> {
-    let foreign = list.foreign_owner(user);
+fn check_owner(list: &AccessList<'_>, user: &User, path: &Path) -> Checked<()> {
+    let foreign = list.foreign_owner(&user.as_printed);
     foreign.map_or(Ok(()), |owner| {
         Err(FileError::ForeignOwner { path: path.to_owned(), owner: owner.to_owned() })
     })
 }
 
-fn loose(path: &Path, list: &str, user: &str, rights: &str) -> FileError {
+fn loose(path: &Path, list: &str, user: &User, rights: &str) -> FileError {
     FileError::LoosePermissions {
         path: path.to_owned(),
         permissions: format!("the access list {list}"),
-        remedy: format!("icacls \"{}\" /inheritance:r /grant:r *{user}:{rights}", path.display()),
+        remedy: format!("icacls \"{}\" /inheritance:r /grant:r *{}:{rights}", path.display(), user.sid),
     }
 }
 
@@ -174,7 +198,7 @@ fn is_reserved(name: &str) -> bool {
 }
 
 pub(super) fn create_directories(path: &Path) -> io::Result<()> {
-    let descriptor = Descriptor::parse(&access_list::private_directory(&windows_security::current_user()?))?;
+    let descriptor = Descriptor::parse(&access_list::private_directory(&user()?.as_printed))?;
     create_with(&verbatim(&std::path::absolute(path)?), &descriptor)
 }
 
@@ -234,13 +258,18 @@ mod tests {
     /// What Windows was handed, read back by Windows.
     #[test]
     fn the_descriptors_that_are_handed_over_are_protected_and_for_the_user_alone() {
-        let user = windows_security::current_user().unwrap();
-        assert!(user.starts_with("S-1-5-"), "{user}");
+        let User { sid, as_printed: user } = user().unwrap();
+        assert!(sid.starts_with("S-1-5-"), "{sid}");
         for (sddl, flags) in
-            [(access_list::private_file(&user), ""), (access_list::private_directory(&user), "OICI")]
+            [(access_list::private_file(user), ""), (access_list::private_directory(user), "OICI")]
         {
             let read_back = Descriptor::parse(&sddl).unwrap().to_text().unwrap();
             assert_eq!(read_back, format!("O:{user}D:P(A;{flags};FA;;;{user})"));
+        }
+        // Whoever is printed by a name of two letters is told apart by it.
+        for (sid, name) in [("S-1-5-18", "SY"), ("S-1-5-19", "LS"), ("S-1-5-20", "NS")] {
+            let printed = Descriptor::parse(&format!("O:{sid}")).unwrap().to_text().unwrap();
+            assert_eq!(AccessList::parse(&printed).owner(), Some(name));
         }
         assert!(Descriptor::parse("no descriptor").is_err());
     }
@@ -260,7 +289,7 @@ mod tests {
     #[test]
     fn a_file_that_lets_others_in_is_refused() {
         let base = tempfile::tempdir().unwrap();
-        let loose = format!("O:{0}D:P(A;;FA;;;{0})(A;;FR;;;WD)", windows_security::current_user().unwrap());
+        let loose = format!("O:{0}D:P(A;;FA;;;{0})(A;;FR;;;WD)", user().unwrap().sid);
         let path = base.path().join("loose");
         let (loose, access) = (Descriptor::parse(&loose).unwrap(), GENERIC_READ | GENERIC_WRITE);
         let file = windows_security::create_file(&path, &loose, access, 0, CREATE_NEW).unwrap();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Foundation::{
     ERROR_ACCESS_DENIED, ERROR_DELETE_PENDING, ERROR_LOCK_VIOLATION, ERROR_SHARING_VIOLATION,
-    ERROR_USER_MAPPED_FILE, GENERIC_READ, GENERIC_WRITE,
+    ERROR_USER_MAPPED_FILE, GENERIC_READ, GENERIC_WRITE, WIN32_ERROR,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     CREATE_NEW, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT,
@@ -28,7 +28,13 @@ pub(super) const LINK: &str = "a symbolic link or junction";
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Tries again while somebody else is in the way, but not where something else than a file is.
-fn patiently<T>(path: &Path, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn patiently<T>(
+    path: &Path,
+    passing: &[WIN32_ERROR],
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    let is_passing =
+        |error: &io::Error| error.raw_os_error().is_some_and(|code| passing.contains(&code.cast_unsigned()));
     let started = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
@@ -45,21 +51,20 @@ fn patiently<T>(path: &Path, mut attempt: impl FnMut() -> io::Result<T>) -> io::
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
-    error.raw_os_error().is_some_and(|code| {
-        [
-            ERROR_ACCESS_DENIED,
-            ERROR_SHARING_VIOLATION,
-            ERROR_LOCK_VIOLATION,
-            ERROR_DELETE_PENDING,
-            ERROR_USER_MAPPED_FILE,
-        ]
-        .contains(&code.cast_unsigned())
-    })
-}
+/// Somebody uses the file.
+const IN_USE: [WIN32_ERROR; 2] = [ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION];
+
+/// Somebody uses the file, or it is being deleted or replaced, which looks like a refusal.
+const IN_USE_OR_GOING: [WIN32_ERROR; 5] = [
+    ERROR_SHARING_VIOLATION,
+    ERROR_LOCK_VIOLATION,
+    ERROR_USER_MAPPED_FILE,
+    ERROR_DELETE_PENDING,
+    ERROR_ACCESS_DENIED,
+];
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    patiently(path, || {
+    patiently(path, &IN_USE_OR_GOING, || {
         let file = OpenOptions::new().read(true).custom_flags(FILE_FLAG_OPEN_REPARSE_POINT).open(path)?;
         let metadata = file.metadata()?;
         // Not a link, but a file that a service keeps elsewhere or in another form: only without the
@@ -70,11 +75,12 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     })
 }
 
-/// Nobody can delete or rename a lock file while somebody has it open.
+/// Nobody can delete or rename a lock file while somebody has it open. As it is never deleted, a refusal
+/// is one: the directory is read-only.
 pub(super) fn open_lock_file(path: &Path) -> io::Result<File> {
     let descriptor = private_file()?;
     let share = FILE_SHARE_READ | FILE_SHARE_WRITE;
-    patiently(path, || {
+    patiently(path, &IN_USE, || {
         windows_security::create_file(path, &descriptor, GENERIC_READ | GENERIC_WRITE, share, OPEN_ALWAYS)
     })
 }
@@ -115,11 +121,11 @@ pub(super) fn is_at(_: &File, _: &Path) -> bool {
 }
 
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    patiently(to, || fs::rename(from, to))
+    patiently(to, &IN_USE_OR_GOING, || fs::rename(from, to))
 }
 
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    patiently(path, || fs::remove_file(path))
+    patiently(path, &IN_USE_OR_GOING, || fs::remove_file(path))
 }
 
 pub(super) fn check_file(file: &File, _: &Metadata, path: &Path) -> Checked<()> {
@@ -238,7 +244,7 @@ fn verbatim(path: &Path) -> PathBuf {
 /// NTFS writes a rename to its journal, and a flush of the file writes the journal up to there. What
 /// cannot be opened for that is as durable as the file system makes it.
 pub(super) fn make_rename_durable(path: &Path) -> io::Result<()> {
-    patiently(path, || OpenOptions::new().write(true).open(path)?.sync_all())
+    patiently(path, &IN_USE_OR_GOING, || OpenOptions::new().write(true).open(path)?.sync_all())
 }
 
 /// There is no such call here: what was created or removed is as durable as the file system makes it.
@@ -334,6 +340,13 @@ mod tests {
             renamed.join().unwrap().unwrap();
         });
         assert_eq!(fs::read(&path).unwrap(), b"next");
+        let in_use = exclusive();
+        thread::scope(|scope| {
+            let opened = scope.spawn(|| open_lock_file(&path));
+            thread::sleep(Duration::from_millis(200));
+            drop(in_use);
+            drop(opened.join().unwrap().unwrap());
+        });
         let _in_use = exclusive();
         let started = Instant::now();
         assert!(open(&path).is_err());

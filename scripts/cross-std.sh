@@ -10,7 +10,8 @@ if [ ! -e "$directory/done" ]; then
   mkdir -p "$directory/packages" "$directory/bin"
   (
     cd "$directory/packages"
-    apt-cache show rustc-web >/dev/null 2>&1 || apt-get update -q
+    rm -f ./*.deb
+    apt-get update -q
     depends() { apt-cache depends "$1" | awk -v on="$2" '$1 ~ /Depends:/ && $2 ~ on { print $2; exit }'; }
     std=$(depends libstd-rust-web-dev '^libstd-rust-web-')
     apt-get download -q rustc-web rust-web-src rust-web-clippy libstd-rust-web-dev "$std" "$(depends "$std" '^libllvm')"
@@ -23,6 +24,9 @@ LD_LIBRARY_PATH=$directory/usr/lib/x86_64-linux-gnu exec "$directory/usr/bin/$to
 TOOL
     chmod +x "$directory/bin/$tool"
   done
+  # Debian 12 without its security updates has one that is too old.
+  "$directory/bin/rustc" --version | grep -Eq ' 1\.(89|9[0-9]|[1-9][0-9][0-9])\.' ||
+    { "$directory/bin/rustc" --version; echo 'Rust 1.89 or later is needed' >&2; exit 1; }
   touch "$directory/done"
 fi
 # Building std is an unstable option of cargo's; this lets the stable one take it.

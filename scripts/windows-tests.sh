@@ -58,10 +58,13 @@ mapfile -t programs < <(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$root/buil
 # One identity provider for each test of a storm; each ends when its input is closed.
 provider=$root/oidc-provider
 mkdir -p "$provider"
-cp tests/oidc-provider/* "$provider"
-[ -e "$provider/node_modules/.package-lock.json" ] ||
+if ! cmp -s tests/oidc-provider/package-lock.json "$provider/package-lock.json" ||
+  [ ! -e "$provider/node_modules/.package-lock.json" ]; then
+  cp tests/oidc-provider/package.json tests/oidc-provider/package-lock.json "$provider"
   (cd "$provider" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
-rm -f "$provider/hold"
+fi
+cp tests/oidc-provider/provider.mjs "$provider"
+rm -f "$provider/hold" "$provider"/*.out
 mkfifo "$provider/hold"
 exec 9<>"$provider/hold"
 providers=''
@@ -70,7 +73,11 @@ for number in 1 2 3 4 5 6; do
   pids+=($!)
 done
 for number in 1 2 3 4 5 6; do
-  until grep -q listening "$provider/$number.out"; do sleep 0.1; done
+  for _ in {1..300}; do
+    ! grep -qs listening "$provider/$number.out" || break
+    sleep 0.1
+  done
+  grep -q listening "$provider/$number.out" || { echo 'an identity provider did not start' >&2; exit 1; }
   providers+=" $(sed 's/listening //' "$provider/$number.out")"
 done
 

@@ -34,9 +34,11 @@ pub struct KeyFileStore {
 }
 
 impl KeyFileStore {
-    /// Keeps each key in a file of its own in `directory`, which is made when the first key is.
+    /// Keeps each key in a file of its own in `directory`, which is made when the first key is. A
+    /// relative one is one below the current directory of this moment.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into() }
+        let directory = directory.into();
+        Self { directory: std::path::absolute(&directory).unwrap_or(directory) }
     }
 
     /// The directory of the key files.
@@ -100,5 +102,16 @@ impl KeyStore for KeyFileStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("delete", &path)(error).into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_directory_stays_where_it_was_meant() {
+        let store = KeyFileStore::new("keys");
+        assert_eq!(store.directory(), std::env::current_dir().unwrap().join("keys"));
     }
 }

@@ -64,7 +64,7 @@ impl KeyringStore {
         let result = match attempt() {
             Err(error @ Error::PlatformFailure(_)) => {
                 let had_connection = self.connection().take().is_some();
-                if had_connection { attempt() } else { Err(error) }
+                if had_connection && native::CAN_BE_RESTARTED { attempt() } else { Err(error) }
             }
             result => result,
         };
@@ -106,10 +106,13 @@ pub(super) fn explain(error: Error, store: String, name: Option<&KeyName>) -> Ke
             bytes.zeroize();
             KeyStoreError::Damaged { store, name }
         }
-        Error::NoStorageAccess(cause) => KeyStoreError::Locked { store, source: cause.to_string().into() },
+        // On Windows nothing can be locked: there is no logon that has a Credential Manager.
+        Error::NoStorageAccess(cause) if !cfg!(windows) => {
+            KeyStoreError::Locked { store, source: cause.to_string().into() }
+        }
         other => {
             let source = match other {
-                Error::PlatformFailure(cause) => cause.to_string(),
+                Error::PlatformFailure(cause) | Error::NoStorageAccess(cause) => cause.to_string(),
                 other => other.to_string(),
             };
             let advice = Surroundings::detect().advice();
@@ -200,6 +203,7 @@ pub(super) mod native {
     use secret_service::{EncryptionType, Error as ServiceError};
 
     pub(crate) const DESCRIPTION: &str = "the Secret Service";
+    pub(super) const CAN_BE_RESTARTED: bool = true;
 
     pub(crate) fn is_native(store: &CredentialStore) -> bool {
         store.vendor().contains("secret-service-keyring-store")
@@ -247,6 +251,8 @@ pub(super) mod native {
     pub(crate) const DESCRIPTION: &str = "the Windows Credential Manager";
     #[cfg(not(windows))]
     pub(crate) const DESCRIPTION: &str = "the Keychain";
+    /// A prompt that was dismissed must not come twice.
+    pub(super) const CAN_BE_RESTARTED: bool = false;
 
     pub(crate) fn is_native(store: &CredentialStore) -> bool {
         store.vendor().contains("native-keyring-store")
@@ -267,9 +273,12 @@ pub(super) mod native {
         Ok(())
     }
 
-    #[allow(clippy::unnecessary_wraps)]
+    /// Asks for an entry that is not there.
     pub(crate) fn is_locked() -> Result<bool, Error> {
-        Ok(false)
+        match connect()?.build("tokenseal", "probe", None)?.get_secret() {
+            Ok(_) | Err(Error::NoEntry) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -317,7 +326,9 @@ mod tests {
         let explained = |error| explain(error, "it".into(), Some(&name()));
         assert!(explained(Error::NoDefaultStore).is_unavailable());
         assert!(explained(Error::PlatformFailure("x".into())).is_unavailable());
-        assert!(matches!(explained(Error::NoStorageAccess("x".into())), KeyStoreError::Locked { .. }));
+        let locked = explained(Error::NoStorageAccess("x".into()));
+        assert_eq!(matches!(locked, KeyStoreError::Locked { .. }), !cfg!(windows), "{locked:?}");
+        assert!(locked.is_unavailable());
         assert!(explained(Error::NoEntry).is_lost());
         assert!(matches!(explained(Error::Ambiguous(Vec::new())), KeyStoreError::Ambiguous { .. }));
     }

@@ -50,7 +50,9 @@ impl<'a> AccessList<'a> {
             match name {
                 'O' => list.owner = Some(content),
                 'D' if !content.starts_with("NO_ACCESS_CONTROL") => {
-                    list.entries = Some(entries(content).filter_map(Entry::parse).collect());
+                    // A condition with text in it may have anything there, parentheses too.
+                    let text = content.contains('"').then_some(Entry::UNKNOWN);
+                    list.entries = Some(entries(content).filter_map(Entry::parse).chain(text).collect());
                 }
                 _ => {}
             }
@@ -90,15 +92,21 @@ impl<'a> AccessList<'a> {
 }
 
 impl<'a> Entry<'a> {
+    /// Lets everybody do everything: what is not understood.
+    const UNKNOWN: Self = Self { trustee: "", rights: u32::MAX };
+
     /// `None` for what grants nothing here: refusals, and what only new children inherit (those of this
     /// crate have lists of their own).
     fn parse(entry: &'a str) -> Option<Self> {
-        let mut fields = entry.splitn(7, ';');
-        let (kind, flags, rights) = (fields.next()?, fields.next()?, fields.next()?);
-        let trustee = fields.nth(2)?;
-        let is_inherited_only = pairs(flags).any(|flag| flag == "IO");
-        let grants = ["A", "OA", "XA", "ZA"].contains(&kind);
-        (grants && !is_inherited_only).then(|| Self { trustee, rights: mask(rights) })
+        let fields: Vec<&str> = entry.splitn(7, ';').collect();
+        let [kind, flags, rights, _, _, trustee, ..] = fields[..] else { return Some(Self::UNKNOWN) };
+        if ["D", "OD", "XD", "ZD"].contains(&kind) || pairs(flags).any(|flag| flag == "IO") {
+            return None;
+        }
+        if !["A", "OA", "XA", "ZA"].contains(&kind) {
+            return Some(Self::UNKNOWN);
+        }
+        Some(Self { trustee, rights: mask(rights) })
     }
 }
 
@@ -260,7 +268,10 @@ mod tests {
         assert_eq!(judge(&format!("O:{USER}")), (None, true, true), "no list");
         assert_eq!(judge(&format!("O:{USER}D:NO_ACCESS_CONTROL")), (None, true, true));
         assert_eq!(judge(""), (Some("nobody"), true, true));
-        assert_eq!(judge("O:WDD:("), (Some("WD"), false, false), "an empty list lets nobody in");
+        assert_eq!(judge("O:WDD:P"), (Some("WD"), false, false), "an empty list lets nobody in");
+        for unknown in ["(", "(A;;FA)", "(YA;;FA;;;SY)", "(XA;;FR;;;SY;(@User.T==\"(\"))(A;;FA;;;WD)"] {
+            assert_eq!(judge(&format!("O:{USER}D:{unknown}")), (None, true, true), "{unknown}");
+        }
     }
 
     #[test]

@@ -39,6 +39,11 @@ pub(crate) fn open(path: &Path) -> Checked<Option<File>> {
     }
 }
 
+/// Opens a file for a glance at it: at once or not at all, and whoever may read or change it.
+pub(crate) fn glance(path: &Path) -> io::Result<File> {
+    platform::open_once(path)
+}
+
 /// Opens a lock file, and makes an empty one where there is none.
 pub(crate) fn open_lock_file(path: &Path) -> Checked<File> {
     let file = platform::open_lock_file(path).map_err(|error| explain("open", path, error))?;
@@ -101,7 +106,7 @@ pub(crate) fn prepare_directory(path: &Path) -> Checked<PathBuf> {
         Ok(metadata) if !metadata.is_dir() => wrong_type(path, &metadata, "directory"),
         _ => failed("create the directory", path)(error),
     })?;
-    let path = fs::canonicalize(path).map_err(failed("find the directory", path))?;
+    let path = platform::canonicalize(path).map_err(failed("find the directory", path))?;
     let metadata = fs::symlink_metadata(&path).map_err(failed("examine", &path))?;
     if !metadata.is_dir() {
         return Err(wrong_type(&path, &metadata, "directory"));
@@ -115,9 +120,9 @@ pub(crate) fn sync(file: &File) -> io::Result<()> {
     platform::sync(file)
 }
 
-/// Makes what was renamed to `path` survive a power cut.
-pub(crate) fn make_rename_durable(path: &Path) -> Checked<()> {
-    platform::make_rename_durable(path).map_err(failed("make durable", path))
+/// Makes what was renamed to `path` survive a power cut; `renamed` is that file, if it is open for writing.
+pub(crate) fn make_rename_durable(path: &Path, renamed: Option<&File>) -> Checked<()> {
+    platform::make_rename_durable(path, renamed).map_err(failed("make durable", path))
 }
 
 /// Makes what was created or removed in a directory survive a power cut.

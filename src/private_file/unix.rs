@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -19,6 +19,11 @@ fn refuse_links(options: &mut OpenOptions) -> &mut OpenOptions {
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
     refuse_links(OpenOptions::new().read(true)).open(path)
+}
+
+/// Nobody can be in the way here.
+pub(super) fn open_once(path: &Path) -> io::Result<File> {
+    open(path)
 }
 
 pub(super) fn open_lock_file(path: &Path) -> io::Result<File> {
@@ -119,11 +124,15 @@ pub(super) fn create_directories(path: &Path) -> io::Result<()> {
     }
 }
 
+pub(super) fn canonicalize(path: &Path) -> io::Result<PathBuf> {
+    fs::canonicalize(path)
+}
+
 fn parent(path: &Path) -> Option<&Path> {
     path.parent().filter(|parent| !parent.as_os_str().is_empty())
 }
 
-pub(super) fn make_rename_durable(path: &Path) -> io::Result<()> {
+pub(super) fn make_rename_durable(path: &Path, _: Option<&File>) -> io::Result<()> {
     parent(path).map_or(Ok(()), sync_directory)
 }
 

@@ -27,23 +27,48 @@ pub(super) const LINK: &str = "a symbolic link or junction";
 /// just written, and a reader may be in the way of a replacement.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a refusal is doubted: a file that is being deleted looks like one that may not be opened.
+const DOUBT: Duration = Duration::from_millis(500);
+
+/// Errors that may pass, and how long each is waited for.
+type Passing = [(WIN32_ERROR, Duration)];
+
+/// Somebody uses the file.
+const IN_USE: [(WIN32_ERROR, Duration); 2] =
+    [(ERROR_SHARING_VIOLATION, PATIENCE), (ERROR_LOCK_VIOLATION, PATIENCE)];
+
+/// Somebody uses the file, or it is being deleted.
+const IN_USE_OR_GOING: [(WIN32_ERROR, Duration); 5] = [
+    (ERROR_SHARING_VIOLATION, PATIENCE),
+    (ERROR_LOCK_VIOLATION, PATIENCE),
+    (ERROR_USER_MAPPED_FILE, PATIENCE),
+    (ERROR_DELETE_PENDING, PATIENCE),
+    (ERROR_ACCESS_DENIED, DOUBT),
+];
+
+/// A reader in the way of a replacement looks like a refusal, too.
+const IN_THE_WAY: [(WIN32_ERROR, Duration); 4] = [
+    (ERROR_SHARING_VIOLATION, PATIENCE),
+    (ERROR_USER_MAPPED_FILE, PATIENCE),
+    (ERROR_DELETE_PENDING, PATIENCE),
+    (ERROR_ACCESS_DENIED, PATIENCE),
+];
+
 /// Tries again while somebody else is in the way, but not where something else than a file is.
-fn patiently<T>(
-    path: &Path,
-    passing: &[WIN32_ERROR],
-    mut attempt: impl FnMut() -> io::Result<T>,
-) -> io::Result<T> {
-    let is_passing =
-        |error: &io::Error| error.raw_os_error().is_some_and(|code| passing.contains(&code.cast_unsigned()));
+fn patiently<T>(path: &Path, passing: &Passing, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let patience = |error: &io::Error| {
+        let code = error.raw_os_error()?.cast_unsigned();
+        passing.iter().find(|(passing, _)| *passing == code).map(|(_, patience)| *patience)
+    };
     let started = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
         let error = match attempt() {
-            Err(error) if is_passing(&error) => error,
-            result => return result,
+            Ok(done) => return Ok(done),
+            Err(error) => error,
         };
         let is_in_the_way = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
-        if is_in_the_way || started.elapsed() >= PATIENCE {
+        if is_in_the_way || patience(&error).is_none_or(|patience| started.elapsed() >= patience) {
             return Err(error);
         }
         thread::sleep(pause);
@@ -51,28 +76,19 @@ fn patiently<T>(
     }
 }
 
-/// Somebody uses the file.
-const IN_USE: [WIN32_ERROR; 2] = [ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION];
-
-/// Somebody uses the file, or it is being deleted or replaced, which looks like a refusal.
-const IN_USE_OR_GOING: [WIN32_ERROR; 5] = [
-    ERROR_SHARING_VIOLATION,
-    ERROR_LOCK_VIOLATION,
-    ERROR_USER_MAPPED_FILE,
-    ERROR_DELETE_PENDING,
-    ERROR_ACCESS_DENIED,
-];
-
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    patiently(path, &IN_USE_OR_GOING, || {
-        let file = OpenOptions::new().read(true).custom_flags(FILE_FLAG_OPEN_REPARSE_POINT).open(path)?;
-        let metadata = file.metadata()?;
-        // Not a link, but a file that a service keeps elsewhere or in another form: only without the
-        // flag are its bytes read.
-        let is_kept_elsewhere =
-            metadata.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0 && metadata.is_file();
-        if is_kept_elsewhere { File::open(path) } else { Ok(file) }
-    })
+    patiently(path, &IN_USE_OR_GOING, || open_once(path))
+}
+
+/// Opens a file for reading, or fails at once.
+pub(super) fn open_once(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(FILE_FLAG_OPEN_REPARSE_POINT).open(path)?;
+    let metadata = file.metadata()?;
+    // Not a link, but a file that a service keeps elsewhere or in another form: only without the
+    // flag are its bytes read.
+    let is_kept_elsewhere =
+        metadata.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0 && metadata.is_file();
+    if is_kept_elsewhere { File::open(path) } else { Ok(file) }
 }
 
 /// Nobody can delete or rename a lock file while somebody has it open. As it is never deleted, a refusal
@@ -80,19 +96,21 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 pub(super) fn open_lock_file(path: &Path) -> io::Result<File> {
     let descriptor = private_file()?;
     let share = FILE_SHARE_READ | FILE_SHARE_WRITE;
-    patiently(path, &IN_USE, || {
-        windows_security::create_file(path, &descriptor, GENERIC_READ | GENERIC_WRITE, share, OPEN_ALWAYS)
+    let path = verbatim(&std::path::absolute(path)?);
+    patiently(&path, &IN_USE, || {
+        windows_security::create_file(&path, &descriptor, GENERIC_READ | GENERIC_WRITE, share, OPEN_ALWAYS)
     })
 }
 
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
     let share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
     let access = GENERIC_READ | GENERIC_WRITE;
-    windows_security::create_file(path, &private_file()?, access, share, CREATE_NEW)
+    let path = verbatim(&std::path::absolute(path)?);
+    windows_security::create_file(&path, &private_file()?, access, share, CREATE_NEW)
 }
 
 fn private_file() -> io::Result<Descriptor> {
-    Descriptor::parse(&access_list::private_file(&user()?.as_printed))
+    Descriptor::parse(&access_list::private_file(&user()?.sid))
 }
 
 /// The user that this process runs as.
@@ -121,7 +139,7 @@ pub(super) fn is_at(_: &File, _: &Path) -> bool {
 }
 
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    patiently(to, &IN_USE_OR_GOING, || fs::rename(from, to))
+    patiently(to, &IN_THE_WAY, || fs::rename(from, to))
 }
 
 pub(super) fn remove(path: &Path) -> io::Result<()> {
@@ -165,7 +183,12 @@ fn loose(path: &Path, list: &str, user: &User, rights: &str) -> FileError {
     FileError::LoosePermissions {
         path: path.to_owned(),
         permissions: format!("the access list {list}"),
-        remedy: format!("icacls \"{}\" /inheritance:r /grant:r *{}:{rights}", path.display(), user.sid),
+        // The first takes away what was granted by name, which the second would leave.
+        remedy: format!(
+            "icacls \"{0}\" /reset & icacls \"{0}\" /inheritance:r /grant:r *{1}:{rights}",
+            path.display(),
+            user.sid
+        ),
     }
 }
 
@@ -204,18 +227,16 @@ fn is_reserved(name: &str) -> bool {
 }
 
 pub(super) fn create_directories(path: &Path) -> io::Result<()> {
-    let descriptor = Descriptor::parse(&access_list::private_directory(&user()?.as_printed))?;
-    create_with(&verbatim(&std::path::absolute(path)?), &descriptor)
-}
-
-fn create_with(path: &Path, descriptor: &Descriptor) -> io::Result<()> {
+    let path = verbatim(&std::path::absolute(path)?);
     if path.is_dir() {
         return Ok(());
     }
+    // Those above it may be the program's own, and inherit what its installer relies on.
     if let Some(parent) = path.parent() {
-        create_with(parent, descriptor)?;
+        fs::create_dir_all(parent)?;
     }
-    match windows_security::create_directory(path, descriptor) {
+    let descriptor = Descriptor::parse(&access_list::private_directory(&user()?.sid))?;
+    match windows_security::create_directory(&path, &descriptor) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         result => result,
     }
@@ -241,10 +262,25 @@ fn verbatim(path: &Path) -> PathBuf {
     start
 }
 
-/// NTFS writes a rename to its journal, and a flush of the file writes the journal up to there. What
-/// cannot be opened for that is as durable as the file system makes it.
-pub(super) fn make_rename_durable(path: &Path) -> io::Result<()> {
-    patiently(path, &IN_USE_OR_GOING, || OpenOptions::new().write(true).open(path)?.sync_all())
+/// NTFS writes a rename to its journal, and a flush of the file is understood to write the journal up to
+/// there. What cannot be opened for that is as durable as the file system makes it.
+pub(super) fn make_rename_durable(path: &Path, renamed: Option<&File>) -> io::Result<()> {
+    if let Some(file) = renamed {
+        return file.sync_all();
+    }
+    let flags = FILE_FLAG_OPEN_REPARSE_POINT;
+    let open = || OpenOptions::new().write(true).custom_flags(flags).open(path);
+    patiently(path, &IN_USE_OR_GOING, open).map_or(Ok(()), |file| file.sync_all())
+}
+
+/// Volumes without a letter, and some that are kept in memory, do not tell the paths of their files.
+pub(super) fn canonicalize(path: &Path) -> io::Result<PathBuf> {
+    match fs::canonicalize(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            std::path::absolute(path).map(|path| verbatim(&path))
+        }
+        result => result,
+    }
 }
 
 /// There is no such call here: what was created or removed is as durable as the file system makes it.
@@ -265,9 +301,9 @@ mod tests {
     #[test]
     fn the_descriptors_that_are_handed_over_are_protected_and_for_the_user_alone() {
         let User { sid, as_printed: user } = user().unwrap();
-        assert!(sid.starts_with("S-1-5-"), "{sid}");
+        assert!(sid.starts_with("S-1-"), "{sid}");
         for (sddl, flags) in
-            [(access_list::private_file(user), ""), (access_list::private_directory(user), "OICI")]
+            [(access_list::private_file(sid), ""), (access_list::private_directory(sid), "OICI")]
         {
             let read_back = Descriptor::parse(&sddl).unwrap().to_text().unwrap();
             assert_eq!(read_back, format!("O:{user}D:P(A;{flags};FA;;;{user})"));
@@ -305,7 +341,7 @@ mod tests {
         }
         let refused = check_file(&file, &file.metadata().unwrap(), &path);
         assert!(matches!(&refused, Err(FileError::LoosePermissions { .. })), "{refused:?}");
-        assert!(refused.unwrap_err().to_string().contains("icacls"));
+        assert!(refused.unwrap_err().to_string().contains("/reset"));
     }
 
     #[test]

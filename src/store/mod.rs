@@ -141,7 +141,7 @@ impl FileStore {
             let _ = private_file::remove(&temporary);
             return Err(error.into());
         }
-        private_file::make_rename_durable(&self.path)?;
+        private_file::make_rename_durable(&self.path, Some(&file))?;
         Ok(Watch::new(file, record, self.has_reliable_identity).map_err(failed("examine", &self.path))?)
     }
 
@@ -152,7 +152,7 @@ impl FileStore {
 
     /// Makes whatever replacement was made last durable.
     pub(crate) fn make_durable(&self, _lock: &StoreLock) -> Result<(), StoreError> {
-        Ok(private_file::make_rename_durable(&self.path)?)
+        Ok(private_file::make_rename_durable(&self.path, None)?)
     }
 
     /// Renames the file to a name that no cache uses, and gives that name; `None` if there is none.
@@ -163,7 +163,7 @@ impl FileStore {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let aside = self.directory.join(format!("{}.sealed.aside-{seconds}-{}", self.name, random_hex()?));
         private_file::rename(&self.path, &aside).map_err(failed("set aside", &self.path))?;
-        if let Err(error) = private_file::make_rename_durable(&aside) {
+        if let Err(error) = private_file::make_rename_durable(&aside, None) {
             // What cannot be made durable is undone, so that the error tells what is there.
             private_file::rename(&aside, &self.path).map_err(failed("put back", &aside))?;
             return Err(error.into());
@@ -174,7 +174,7 @@ impl FileStore {
     /// Puts back what was set aside.
     pub(crate) fn put_back(&self, _lock: &StoreLock, aside: &Path) -> Result<(), StoreError> {
         private_file::rename(aside, &self.path).map_err(failed("put back", aside))?;
-        Ok(private_file::make_rename_durable(&self.path)?)
+        Ok(private_file::make_rename_durable(&self.path, None)?)
     }
 
     /// Removes what a process that was killed in the middle of a save left behind. Under the lock no

@@ -101,8 +101,9 @@ impl Watch {
 }
 
 fn read_header(path: &Path, length: usize) -> io::Result<Option<Header>> {
-    // What may not be opened is reported when the file is read in earnest: here it is a change.
-    let Ok(Some(file)) = private_file::open(path) else { return Ok(None) };
+    // What cannot be opened at once is waited for, or reported, when the file is read in earnest: here it
+    // is a change.
+    let Ok(file) = private_file::glance(path) else { return Ok(None) };
     let metadata = file.metadata()?;
     let mut bytes = Vec::with_capacity(length);
     file.take(length as u64).read_to_end(&mut bytes)?;

@@ -163,7 +163,7 @@ fn check(base: &Path, task: &str, acknowledged: bool, what: &str) {
 
 /// Runs `task` with a fault at each call of each kind.
 fn inject(task: &str, faults: &[&str]) {
-    let mut runs = 0;
+    let (mut runs, mut failed_at_the_disk) = (0, 0);
     for (call, numbers) in calls(task) {
         for fault in faults {
             for number in numbers.clone() {
@@ -174,11 +174,23 @@ fn inject(task: &str, faults: &[&str]) {
                 let acknowledged =
                     run(base.path(), task, &["-o".into(), log.display().to_string(), "-e".into(), inject]);
                 check(base.path(), task, acknowledged, &what);
+                // What did not become durable may be in the file all the same, and is no saved update. An
+                // interrupted call is made again.
+                let is_needed = task == "add" && ["fsync", "rename"].contains(&call);
+                if is_needed && fault.starts_with("error=") && *fault != "error=EINTR" {
+                    assert!(!acknowledged, "{what}: a false acknowledgement");
+                    failed_at_the_disk += 1;
+                }
                 runs += 1;
             }
         }
     }
     assert!(runs > 30, "only {runs} faults were injected");
+    // The file, its rename and its directory.
+    let errors =
+        faults.iter().filter(|fault| fault.starts_with("error=") && **fault != "error=EINTR").count();
+    let expected = if task == "add" { 3 * errors } else { 0 };
+    assert!(failed_at_the_disk >= expected, "only {failed_at_the_disk} of {expected} failures at the disk");
 }
 
 #[test]

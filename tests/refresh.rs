@@ -11,11 +11,23 @@ use std::time::{Duration, Instant};
 use common::rotating::{Rotating, expire, kept, never, sign_in_expired, signed_in, wanted};
 use common::{Bench, CLIENT, ENVIRONMENT, account};
 use tokenseal::{
-    AccessTokenQuery, AcquireError, AcquireRequest, Origin, RefreshFailure, RefreshGuard, RefreshTokenQuery,
-    SharedTokenCache, SignInReason, TokenCache, TokenResponse,
+    AccessTokenQuery, AcquireError, AcquireRequest, Acquired, Origin, PersistedTokenCache, RefreshFailure,
+    RefreshGuard, RefreshTokenQuery, SharedTokenCache, SignInReason, TokenCache, TokenResponse,
 };
 
 const SHORT: Duration = Duration::from_millis(200);
+
+/// A thread whose refresh has been sent and waits for its answer.
+fn refresh_under_way(
+    cache: &PersistedTokenCache,
+    provider: &Arc<Rotating>,
+) -> thread::JoinHandle<Result<Acquired, AcquireError>> {
+    provider.hold();
+    let (cache, call) = (cache.clone(), provider.call());
+    let waiting = thread::spawn(move || cache.acquire(&wanted("read"), call));
+    provider.wait_for_calls(1);
+    waiting
+}
 
 #[test]
 fn a_fresh_token_comes_from_the_cache_and_nobody_is_called() {
@@ -520,12 +532,7 @@ fn a_sign_out_during_the_call_is_final() {
     let (bench, provider) = (Bench::new(), Rotating::new());
     let cache = bench.open();
     sign_in_expired(&cache);
-    provider.hold();
-    let waiting = thread::spawn({
-        let (cache, call) = (cache.clone(), provider.call());
-        move || cache.acquire(&wanted("read"), call)
-    });
-    provider.wait_for_calls(1);
+    let waiting = refresh_under_way(&cache, &provider);
     bench.open().remove_account(&account("alice")).unwrap();
     provider.let_go();
     let error = waiting.join().unwrap().unwrap_err();
@@ -559,12 +566,7 @@ fn a_newer_sign_in_during_the_call_keeps_its_refresh_token() {
     let (bench, provider) = (Bench::new(), Rotating::new());
     let cache = bench.open();
     sign_in_expired(&cache);
-    provider.hold();
-    let waiting = thread::spawn({
-        let (cache, call) = (cache.clone(), provider.call());
-        move || cache.acquire(&wanted("read"), call)
-    });
-    provider.wait_for_calls(1);
+    let waiting = refresh_under_way(&cache, &provider);
     cache.add(&signed_in("newer", "read", r#","expires_in":3600"#)).unwrap();
     provider.let_go();
     waiting.join().unwrap().unwrap();

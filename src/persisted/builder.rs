@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Error, PersistedTokenCache};
 use crate::cache::EnvironmentAliases;
 use crate::key_store::KeyStore;
+use crate::private_file;
 
 /// The largest sealed file unless another limit is set: 32 MiB.
 const SIZE_LIMIT: u64 = 32 * 1024 * 1024;
@@ -165,16 +166,11 @@ impl PersistedTokenCacheBuilder {
 
 /// Whether a name means the same on every file system, and stays within one directory.
 fn is_portable(name: &str) -> bool {
-    const RESERVED: [&str; 4] = ["con", "prn", "aux", "nul"];
-    let stem = name.split('.').next().unwrap_or_default().to_ascii_lowercase();
-    let is_numbered = |prefix| stem.strip_prefix(prefix).is_some_and(|rest| rest.len() == 1 && rest != "0");
-    let is_reserved = RESERVED.contains(&stem.as_str())
-        || ["com", "lpt"].into_iter().any(|port| is_numbered(port) && stem.as_bytes()[3].is_ascii_digit());
     (1..=64).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         && !name.ends_with('.')
-        && !is_reserved
+        && !private_file::is_device(name)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 #[cfg(any(windows, test))]
 mod access_list;
+mod device_names;
 mod error;
 #[cfg(unix)]
 mod unix;
@@ -15,6 +16,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use device_names::is_device;
 pub use error::FileError;
 #[cfg(unix)]
 use unix as platform;

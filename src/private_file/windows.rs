@@ -19,7 +19,7 @@ use windows_sys::Win32::Storage::FileSystem::{
 
 use super::access_list::{self, AccessList};
 use super::windows_security::{self, Descriptor};
-use super::{Checked, FileError, failed, wrong_type};
+use super::{Checked, FileError, failed, is_device, wrong_type};
 
 pub(super) const LINK: &str = "a symbolic link or junction";
 
@@ -209,21 +209,8 @@ pub(super) fn check_path(path: &Path) -> Checked<()> {
     }
 }
 
-/// Source: "Naming Files, Paths, and Namespaces" of the Windows documentation.
 fn is_reserved(name: &str) -> bool {
-    const DEVICES: [&str; 6] = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"];
-    let stem = name.split(['.', ':']).next().unwrap_or_default().trim_end_matches(' ').to_uppercase();
-    let is_port = ["COM", "LPT"].iter().any(|port| {
-        let number = stem.strip_prefix(port);
-        number.is_some_and(|number| {
-            let mut digits = number.chars();
-            matches!((digits.next(), digits.next()), (Some('1'..='9' | '¹' | '²' | '³'), None))
-        })
-    });
-    DEVICES.contains(&stem.as_str())
-        || is_port
-        || name.ends_with(['.', ' '])
-        || name.contains([':', '*', '?', '"', '<', '>', '|'])
+    is_device(name) || name.ends_with(['.', ' ']) || name.contains([':', '*', '?', '"', '<', '>', '|'])
 }
 
 pub(super) fn create_directories(path: &Path) -> io::Result<()> {

@@ -293,10 +293,7 @@ fn power_cuts(
             println!("{file_system}: the power was cut {cuts} times, 0 corrupt, 0 lost");
             assert!(cuts > 30, "only {cuts}");
         }
-        Err(why) => {
-            assert!(std::env::var_os("TOKENSEAL_REQUIRE_ROOT").is_none(), "this run requires root: {why}");
-            eprintln!("SKIPPED: no power was cut on {file_system}: {why}");
-        }
+        Err(why) => common::skip("ROOT", &format!("no power was cut on {file_system}: {why}")),
     }
 }
 

@@ -17,6 +17,16 @@ use tokenseal::{
 pub(crate) const CLIENT: &str = "app";
 pub(crate) const ENVIRONMENT: &str = "idp.example";
 
+/// Says that a test was left out, because this machine lacks something. Where
+/// `TOKENSEAL_REQUIRE_<requirement>` is set, that is a failure.
+pub(crate) fn skip(requirement: &str, why: &str) {
+    use std::io::Write as _;
+    let variable = format!("TOKENSEAL_REQUIRE_{requirement}");
+    assert!(std::env::var_os(&variable).is_none(), "{variable} is set, but {why}");
+    // What a macro prints, the test harness keeps to itself.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
 /// A directory for one test, with a key store in memory.
 pub(crate) struct Bench {
     pub(crate) base: tempfile::TempDir,

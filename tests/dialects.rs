@@ -337,3 +337,39 @@ fn what_is_no_cache_is_an_error_that_quotes_nothing() {
         assert_eq!(cache.serialize().json().expose(), b"{}");
     }
 }
+
+/// Adds a token response to a cache with one row of each kind that another SDK wrote under a key of its
+/// own, the access token's with some fields besides; how many access, refresh and id tokens there are then.
+fn rows_after_adding(fields: &str, response: &TokenResponse) -> (usize, usize, usize) {
+    let common = r#""home_account_id":"u","environment":"e","client_id":"app""#;
+    let mut cache = load(&format!(
+        r#"{{"AccessToken":{{"a":{{"secret":"at",{common},"realm":"r","target":"b a","expires_on":"9999999999"{fields}}}}},
+        "RefreshToken":{{"r":{{"secret":"rt",{common}{fields}}}}},
+        "IdToken":{{"i":{{"secret":"it",{common},"realm":"r"{fields}}}}}}}"#
+    ));
+    cache.add(response).unwrap();
+    (cache.access_tokens().count(), cache.refresh_tokens().count(), cache.id_tokens().count())
+}
+
+#[test]
+fn a_row_of_another_sdk_is_renewed_only_by_the_same_token() {
+    let response = |fields: &str| {
+        let json = format!(
+            r#"{{"access_token":"new","refresh_token":"new","id_token":"e.n.c.r.y","expires_in":60{fields}}}"#
+        );
+        let response = TokenResponse::from_json(json).unwrap().client_id("app").environment("e").realm("r");
+        response.home_account_id("u").granted_scopes(["a", "b"])
+    };
+    // The order of the scopes does not count, nor does how the type is written.
+    assert_eq!(rows_after_adding("", &response("")), (1, 1, 1));
+    assert_eq!(rows_after_adding(r#","token_type":"bearer""#, &response("")), (1, 1, 1));
+    assert_eq!(rows_after_adding("", &response("").granted_scopes(["b"])), (2, 1, 1));
+    // A token of another type, bound to a key, of another family, or on behalf of an assertion is another.
+    assert_eq!(rows_after_adding(r#","token_type":"pop""#, &response("")), (2, 1, 1));
+    assert_eq!(rows_after_adding("", &response(r#","token_type":"pop""#)), (2, 1, 1));
+    assert_eq!(rows_after_adding(r#","key_id":"k""#, &response("")), (2, 1, 1));
+    assert_eq!(rows_after_adding(r#","key_id":"k""#, &response("").parameter("key_id", "k")), (1, 1, 1));
+    assert_eq!(rows_after_adding(r#","family_id":"1""#, &response("")), (1, 2, 1));
+    assert_eq!(rows_after_adding(r#","family_id":"1""#, &response(r#","foci":"1""#)), (1, 1, 1));
+    assert_eq!(rows_after_adding(r#","user_assertion_hash":"h""#, &response("")), (2, 2, 2));
+}

@@ -103,7 +103,8 @@ fn a_provider_without_id_tokens() {
 #[test]
 fn accounts_that_differ_in_case_only_do_not_overwrite_each_other() {
     let mut cache = TokenCache::new();
-    for sub in ["AbC", "aBc"] {
+    let subs = ["AbC", "aBc", "abC", "ABC"];
+    for sub in subs {
         let json = format!(
             r#"{{"access_token":"at-{sub}","refresh_token":"rt-{sub}","expires_in":600,"id_token":"{}"}}"#,
             id_token(sub)
@@ -112,8 +113,8 @@ fn accounts_that_differ_in_case_only_do_not_overwrite_each_other() {
             cache.add(&response(&json).token_endpoint("https://idp.example/t/token")).unwrap();
         }
     }
-    assert_eq!(cache.accounts().len(), 2);
-    assert_eq!(cache.refresh_tokens().count(), 2);
+    assert_eq!(cache.accounts().len(), subs.len());
+    assert_eq!(cache.refresh_tokens().count(), subs.len());
     for account in cache.accounts() {
         let id = account.home_account_id();
         assert_eq!(secret(&cache, AccessTokenQuery::new("app").account(&account)), Some(format!("at-{id}")));
@@ -121,7 +122,7 @@ fn accounts_that_differ_in_case_only_do_not_overwrite_each_other() {
     let json = cache.serialize().into_json();
     let mut again = TokenCache::new();
     again.deserialize(json).unwrap();
-    assert_eq!(again.accounts().len(), 2, "the keys differ");
+    assert_eq!(again.accounts().len(), subs.len(), "the keys differ");
 }
 
 #[test]
@@ -255,7 +256,16 @@ fn each_removal_says_what_it_removed() {
     assert_eq!((removed.access_tokens(), removed.total()), (1, 1));
     assert_eq!(cache.purge_expired(at(NOW + 599)).total(), 0);
     assert_eq!(cache.purge_expired(at(NOW + 600)).access_tokens(), 1);
+    for user in ["one", "two"] {
+        let json = format!(r#"{{"access_token":"{user}","id_token":"{}"}}"#, id_token(user));
+        cache.add(&response(&json).environment("e").realm("r")).unwrap();
+    }
+    let removed = cache.remove_account(&Account::new("one", "e"));
+    assert_eq!((removed.id_tokens(), removed.accounts(), removed.total()), (1, 1, 3));
+    let removed = cache.remove_account(&Account::new("two", "e"));
+    assert_eq!((removed.access_tokens(), removed.app_metadata(), removed.total()), (1, 0, 3));
     let removed = cache.clear();
+    assert_eq!((removed.access_tokens(), removed.id_tokens()), (0, 0));
     assert_eq!(
         (removed.refresh_tokens(), removed.accounts(), removed.app_metadata(), removed.total()),
         (1, 1, 1, 3)
@@ -436,6 +446,20 @@ fn a_refresh_does_not_bring_a_signed_out_account_back() {
     }
     assert_eq!(cache.serialize().json().expose(), before.json().expose());
     assert_eq!((cache.refresh_tokens().count(), cache.access_tokens().count()), (0, 0));
+}
+
+#[test]
+fn a_refresh_token_comes_back_to_an_account_that_lost_only_it() {
+    let mut cache = TokenCache::new();
+    cache.add(&family_response("app", "", "rt0", NOW)).unwrap();
+    cache.add(&family_response("other", "", "other's", NOW)).unwrap();
+    let query = RefreshTokenQuery::new("app", &Account::new("u", "e"));
+    let lost = cache.find_refresh_token(&query).unwrap();
+    assert_eq!(cache.remove_refresh_token(&lost).total(), 1);
+    let added = cache.add(&family_response("app", "", "rt1", NOW + 9).sent_refresh_token("rt0")).unwrap();
+    assert!(!added.is_signed_out());
+    assert_eq!(refresh_tokens(&cache, "app"), ["rt1"]);
+    assert_eq!(refresh_tokens(&cache, "other"), ["other's"]);
 }
 
 #[test]

@@ -166,6 +166,8 @@ mod tests {
         ] {
             assert!(matches!(of_token_endpoint(url), Err(CacheError::TokenEndpoint { .. })), "{url}");
         }
+        let error = of_token_endpoint("HTTP://example.com/t").unwrap_err().to_string();
+        assert!(error.contains("plain http"), "{error}");
     }
 
     #[test]

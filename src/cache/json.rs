@@ -372,6 +372,8 @@ mod tests {
         assert!(accepts(&nested(MAX_DEPTH)) && serde_accepts(&nested(MAX_DEPTH)));
         assert!(!accepts(&nested(MAX_DEPTH + 1)) && !serde_accepts(&nested(MAX_DEPTH + 1)));
         assert!(!accepts(&nested(100_000)));
+        let beside_each_other = format!("[{}{{}}]", "[],{},".repeat(MAX_DEPTH));
+        assert!(accepts(&beside_each_other) && serde_accepts(&beside_each_other));
     }
 
     proptest! {

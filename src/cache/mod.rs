@@ -273,3 +273,21 @@ fn from_unix_seconds(seconds: i64) -> SystemTime {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_rounded_down_before_the_epoch_too() {
+        for (milliseconds, seconds) in [(0_i64, 0), (1, 0), (1_999, 1), (-1, -1), (-1_000, -1), (-1_001, -2)]
+        {
+            let distance = Duration::from_millis(milliseconds.unsigned_abs());
+            let time = if milliseconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
+            assert_eq!(unix_seconds(time), seconds, "{milliseconds}");
+        }
+        assert_eq!(from_unix_seconds(1_700_000_000), UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        assert_eq!(from_unix_seconds(-5), UNIX_EPOCH);
+        assert!(from_unix_seconds(i64::MAX) > UNIX_EPOCH + Duration::from_secs(1 << 33));
+    }
+}

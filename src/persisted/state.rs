@@ -123,7 +123,7 @@ impl Inner {
     pub(super) fn is_current(&self, state: &State) -> Result<bool, Error> {
         match &state.watch {
             Some(watch) => Ok(self.store.is_current(watch)?),
-            None => Ok(state.is_read && !self.store.path().exists()),
+            None => Ok(state.is_read && !self.store.is_there()?),
         }
     }
 

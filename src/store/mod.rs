@@ -108,6 +108,15 @@ impl FileStore {
         }
     }
 
+    /// Whether there is a file, or anything else in its place. What cannot be examined is no "no".
+    pub(crate) fn is_there(&self) -> Result<bool, StoreError> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed("examine", &self.path)(error).into()),
+        }
+    }
+
     /// Whether the file is still the one that was read or written.
     pub(crate) fn is_current(&self, watch: &Watch) -> Result<bool, StoreError> {
         Ok(watch.is_current(&self.path).map_err(failed("examine", &self.path))?)
@@ -157,7 +166,7 @@ impl FileStore {
 
     /// Renames the file to a name that no cache uses, and gives that name; `None` if there is none.
     pub(crate) fn set_aside(&self, _lock: &StoreLock) -> Result<Option<PathBuf>, StoreError> {
-        if fs::symlink_metadata(&self.path).is_err() {
+        if !self.is_there()? {
             return Ok(None);
         }
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

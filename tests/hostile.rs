@@ -7,27 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Bench, key_id};
-use tokenseal::seal::{self, Context, KeyId, SealingKey};
+use common::Bench;
 use tokenseal::{CacheError, Error, KeyFileStore};
-
-/// Puts a record that holds `json` in the place of the file: sealed with its very key, as a program
-/// that has gone wrong would write it.
-fn plant(base: &Path, json: &[u8]) {
-    drop(common::with_key_file(base).open().unwrap());
-    let file = base.join("tokens/default.sealed");
-    let key_id = KeyId::from_bytes(key_id(&file).try_into().unwrap());
-    let entry = &common::files(&base.join("keys"))[0];
-    let text = std::fs::read_to_string(base.join("keys").join(entry)).unwrap();
-    let mut bytes = [0; 32];
-    {
-        use base64ct::Encoding as _;
-        base64ct::Base64UrlUnpadded::decode(text.split(':').nth(1).unwrap(), &mut bytes).unwrap();
-    }
-    let key = SealingKey::from_bytes(key_id, &bytes);
-    let record = seal::seal(&key, &Context::file("contoso-cli", "default"), 2, json).unwrap();
-    std::fs::write(file, record).unwrap();
-}
 
 /// Not a test by itself: opens the cache and says what came of it, how fast, and the most memory.
 #[test]
@@ -85,7 +66,7 @@ fn json_100_000_deep_is_refused_soon() {
     for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
         let base = tempfile::tempdir().unwrap();
         let deep = format!(r#"{{"AccessToken":{}1{}}}"#, open.repeat(100_000), close.repeat(100_000));
-        plant(base.path(), deep.as_bytes());
+        common::plant(base.path(), deep.as_bytes());
         let came = open_in_a_child(base.path());
         assert_eq!(came.kind, "no cache");
         assert!(came.took < SOON && came.peak_kib < 64 << 10, "{:?}, {} KiB", came.took, came.peak_kib);
@@ -97,7 +78,7 @@ fn a_million_rows_are_read_in_bounded_memory() {
     let base = tempfile::tempdir().unwrap();
     let rows: Vec<String> = (0..1_000_000).map(|n| format!(r#""{n}":{{"secret":"s"}}"#)).collect();
     let json = format!(r#"{{"AccessToken":{{{}}}}}"#, rows.join(","));
-    plant(base.path(), json.as_bytes());
+    common::plant(base.path(), json.as_bytes());
     let came = open_in_a_child(base.path());
     // None has an expiry, so none is a token that could be read; all are kept.
     assert_eq!(came.kind, "rows 0");

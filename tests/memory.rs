@@ -41,6 +41,11 @@ fn random_text(length: usize) -> String {
         .collect()
 }
 
+/// Lets gdb look at the registers where only what descends from it may be looked at unasked.
+fn be_watched() {
+    let _ = rustix::process::set_ptracer(rustix::process::PTracer::Any);
+}
+
 /// Tells the parent, and waits until it has looked.
 fn moment(name: &str) {
     println!("\nmoment: {name}");
@@ -54,6 +59,7 @@ fn moment(name: &str) {
 fn as_a_child_process() {
     let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE") else { return };
     let base = Path::new(&base);
+    be_watched();
     // Off the main thread, so that the ended thread's stack is looked at too.
     let off_the_main_thread = |work: &(dyn Fn() + Sync)| {
         std::thread::scope(|scope| scope.spawn(work).join().unwrap());
@@ -93,6 +99,15 @@ fn as_a_child_process() {
     moment("failed and panicked");
 
     off_the_main_thread(&|| {
+        // When this is refused, what would have been sealed stands written out.
+        let limit = fs::metadata(base.join("tokens/default.sealed")).unwrap().len();
+        let cache = common::with_key_file(base).size_limit(limit).open().unwrap();
+        let error = cache.add(&response(1_003, &"not planted".repeat(1_000))).unwrap_err();
+        assert!(error.is_too_large(), "{error}");
+    });
+    moment("failed in mid-save");
+
+    off_the_main_thread(&|| {
         for round in 0..200 {
             open(base).add(&response(2_000, &format!("not planted {round}"))).unwrap();
         }
@@ -106,12 +121,17 @@ fn as_a_child_process() {
     moment("half signed out");
     drop(cache);
 
+    moment("before it is no cache");
+    let error = common::with_key_file(base).open().unwrap_err();
+    assert!(matches!(error, Error::Content { .. }), "{error}");
+    moment("no cache");
+
     let file = base.join("tokens/default.sealed");
     let mut bytes = fs::read(&file).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(&file, bytes).unwrap();
-    common::with_key_file(base).open().unwrap_err();
+    assert!(common::with_key_file(base).open().unwrap_err().is_tampered());
     moment("refused");
 }
 
@@ -120,6 +140,7 @@ fn as_a_child_process() {
 fn as_a_child_process_that_refreshes() {
     let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE") else { return };
     let base = Path::new(&base);
+    be_watched();
     let cache = open(base);
     let wanted = AccessTokenQuery::new("app").account(&Account::new("user-0", "e"));
     let answer = base.join("answer.json");
@@ -205,6 +226,17 @@ fn no_key(observed: &Observed, keys: &Planted, moment: &str) {
     assert_eq!(found, 0, "{moment}: in registers");
 }
 
+/// The long-term key, and how it may stand in memory.
+fn key_of(base: &Path) -> ([u8; 32], Planted) {
+    use base64ct::Encoding as _;
+    let files = common::files(&base.join("keys"));
+    assert_eq!(files.len(), 1, "{files:?}");
+    let text = fs::read_to_string(base.join("keys").join(&files[0])).unwrap();
+    let text = text.split(':').nth(1).unwrap();
+    let key: [u8; 32] = base64ct::Base64UrlUnpadded::decode_vec(text).unwrap().try_into().unwrap();
+    (key, Planted::new(vec![key.to_vec(), text.as_bytes().to_vec()]))
+}
+
 fn leaves_nothing(heap: Heap) {
     let base = tempfile::tempdir().unwrap();
     let secrets: Vec<String> = (0..SECRETS).map(|number| random_text(1_200 + number)).collect();
@@ -218,15 +250,9 @@ fn leaves_nothing(heap: Heap) {
         });
         added.unwrap();
     }
-    let key_file = base.path().join("keys").join(&common::files(&base.path().join("keys"))[0]);
-    let key_text = fs::read_to_string(key_file).unwrap();
-    let key_text = key_text.split(':').nth(1).unwrap();
-    let key: [u8; 32] = {
-        use base64ct::Encoding as _;
-        base64ct::Base64UrlUnpadded::decode_vec(key_text).unwrap().try_into().unwrap()
-    };
+    let (key, entries) = key_of(base.path());
+    let no_cache = format!("[\"{}\"]", secrets.join("\",\""));
     let tokens = Planted::new(secrets.into_iter().map(String::into_bytes).collect());
-    let entries = Planted::new(vec![key.to_vec(), key_text.as_bytes().to_vec()]);
 
     let mut observed = Observed::start(base.path(), "as_a_child_process", heap);
     observed.wait_for("idle");
@@ -239,7 +265,7 @@ fn leaves_nothing(heap: Heap) {
     let (exposed, _) = keys.find_in(&observed.child);
     assert!(exposed.iter().all(|&number| number < 2), "open: the key, and no other round key: {exposed:?}");
     assert_eq!(observed.in_registers(&keys).unwrap_or(0), 0, "open: in registers");
-    for name in ["dropped", "found and added", "failed and panicked", "200 cycles"] {
+    for name in ["dropped", "found and added", "failed and panicked", "failed in mid-save", "200 cycles"] {
         observed.go_on();
         observed.wait_for(name);
         let (exposed, _) = tokens.find_in(&observed.child);
@@ -257,11 +283,20 @@ fn leaves_nothing(heap: Heap) {
         (SECRETS / 2, SECRETS / 2),
         "signed out: wiped at once, the others once"
     );
+    assert!(entries.find_in(&observed.child).0.is_empty(), "signed out: the first key");
+    let (key, entries) = key_of(base.path());
+    assert_eq!(entries.find_in(&observed.child).1, 1, "signed out: the last key once");
     observed.go_on();
-    observed.wait_for("refused");
-    assert!(tokens.find_in(&observed.child).0.is_empty(), "refused");
-    assert!(entries.find_in(&observed.child).0.is_empty(), "refused: the key");
-    no_key(&observed, &keys, "refused");
+    observed.wait_for("before it is no cache");
+    common::plant(base.path(), no_cache.as_bytes());
+    for name in ["no cache", "refused"] {
+        observed.go_on();
+        observed.wait_for(name);
+        assert!(tokens.find_in(&observed.child).0.is_empty(), "{name}");
+        assert!(entries.find_in(&observed.child).0.is_empty(), "{name}: the key");
+        no_key(&observed, &keys, name);
+        no_key(&observed, &keys_in_use(base.path(), &key), name);
+    }
     observed.go_on();
     observed.child.wait().unwrap();
 }

@@ -514,13 +514,13 @@ fn a_reset_that_cannot_make_its_key_puts_the_file_back() {
 #[test]
 fn a_hung_key_store_costs_each_reader_its_deadline_and_no_more() {
     let bench = Bench::new();
-    let keys = Arc::new(Hanging(bench.keys.clone(), false.into()));
+    let keys = Arc::new(Hanging::new(&bench.keys));
     let builder = bench.builder_with(keys.clone()).key_timeout(Duration::from_millis(300));
     let cache = builder.rotation_timeout(Duration::from_millis(300)).open().unwrap();
     cache.add(&response("alice", "read")).unwrap();
     // Another handle rotates the key: this one must ask the store for it, which hangs.
     bench.open().remove_account(&account("alice")).unwrap();
-    keys.1.store(true, Ordering::SeqCst);
+    keys.hangs(true);
     let started = std::time::Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..6 {
@@ -528,6 +528,6 @@ fn a_hung_key_store_costs_each_reader_its_deadline_and_no_more() {
         }
     });
     assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
-    keys.1.store(false, Ordering::SeqCst);
+    keys.hangs(false);
     assert!(cache.accounts().unwrap().is_empty());
 }

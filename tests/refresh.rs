@@ -739,10 +739,14 @@ fn nothing_that_is_shown_or_left_beside_the_cache_has_a_token_in_it() {
     }
     drop(guard);
     for failure in failures {
+        // Within a second a sign-in is not told from the one before, whose refusal is remembered.
+        thread::sleep(Duration::from_millis(1_100));
         cache.add(&signed_in("original", "read", r#","expires_in":0"#)).unwrap();
         provider.next_fails(failure);
+        let calls = provider.calls();
         let error = cache.acquire(AcquireRequest::new(&query).replacing(acquired.token()), provider.call());
         let error = error.unwrap_err();
+        assert_eq!(provider.calls(), calls + 1, "the server was asked: {error:?}");
         let shown = format!("{error} {error:?}");
         assert!(!shown.contains("original") && !shown.contains("renewed-2"), "{shown}");
         thread::sleep(error.retry_after().unwrap_or_default());

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -170,14 +170,14 @@ fn a_session_that_was_ended_does_not_come_back_beside_another_clients() {
 #[test]
 fn deadlines_hold_while_the_keyring_hangs() {
     let bench = Bench::new();
-    let keys = Arc::new(Hanging(bench.keys.clone(), AtomicBool::new(false)));
+    let keys = Arc::new(Hanging::new(&bench.keys));
     let cache = bench.builder_with(keys.clone()).key_timeout(Duration::from_secs(3)).open().unwrap();
     sign_in_expired(&cache);
     // Another process changes the key, and this one needs the new one.
     let other = bench.open();
     other.add(&common::response("bob", "read")).unwrap();
     other.remove_account(&account("bob")).unwrap();
-    keys.1.store(true, Ordering::SeqCst);
+    keys.hangs(true);
     let wanted = wanted("read");
     let request = AcquireRequest::new(&wanted).wait_timeout(SHORT);
     let started = Instant::now();
@@ -204,7 +204,7 @@ fn deadlines_hold_while_the_keyring_hangs() {
         });
         assert!(longest_pause < Duration::from_millis(500), "the runtime stood still for {longest_pause:?}");
     }
-    keys.1.store(false, Ordering::SeqCst);
+    keys.hangs(false);
 }
 
 #[test]
@@ -652,13 +652,13 @@ fn a_server_that_gives_the_same_access_token_again_is_told_so() {
 #[test]
 fn what_a_sign_out_elsewhere_removed_is_not_served_from_memory_while_the_file_cannot_be_read() {
     let bench = Bench::new();
-    let keys = Arc::new(Hanging(bench.keys.clone(), AtomicBool::new(false)));
+    let keys = Arc::new(Hanging::new(&bench.keys));
     let cache = bench.builder_with(keys.clone()).key_timeout(SHORT).open().unwrap();
     cache.add(&signed_in("original", "read", r#","expires_in":3600"#)).unwrap();
     assert_eq!(cache.acquire(&wanted("read"), never()).unwrap().origin(), Origin::Cache);
     // The file is under another key now, which this process cannot get.
     bench.open().remove_account(&account("alice")).unwrap();
-    keys.1.store(true, Ordering::SeqCst);
+    keys.hangs(true);
     let wanted = wanted("read");
     for wait in [Duration::from_millis(50), Duration::from_secs(20)] {
         let result = cache.acquire(AcquireRequest::new(&wanted).wait_timeout(wait), never());
@@ -667,5 +667,5 @@ fn what_a_sign_out_elsewhere_removed_is_not_served_from_memory_while_the_file_ca
             "{result:?}"
         );
     }
-    keys.1.store(false, Ordering::SeqCst);
+    keys.hangs(false);
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use common::key_stores::{Forgetful, Refusing};
+use common::key_stores::{Forgetful, Hanging, Refusing};
 use common::{Bench, account, has, key_id, replace, response};
 use tokenseal::{Error, KeyFileStore, MemoryKeyStore, PersistedTokenCache, TokenCache};
 
@@ -105,7 +105,7 @@ fn a_key_store_that_refuses_leaves_the_rotation_pending_and_the_next_update_make
         assert_ne!(key_id(&bench.file()), old_key, "{refused:?}");
         assert!(has(&cache, "bob", "third") && has(&cache, "bob", "more") && !has(&cache, "alice", "read"));
         replace(&bench, &old);
-        assert!(bench.builder().open().is_err(), "{refused:?}: the old copy is shut");
+        assert!(bench.builder().open().unwrap_err().is_key_lost(), "{refused:?}: the old copy is shut");
         assert_eq!(bench.keys.len(), 1, "{refused:?}: no key is left over");
     }
 }
@@ -231,22 +231,92 @@ fn a_store_that_never_deletes_gathers_no_forgotten_keys() {
 #[test]
 fn while_the_key_store_hangs_changes_go_on() {
     let bench = Bench::new();
-    let keys = Arc::new(common::key_stores::Hanging(bench.keys.clone(), false.into()));
+    let keys = Arc::new(Hanging::new(&bench.keys));
     let builder = bench.builder_with(keys.clone()).rotation_timeout(std::time::Duration::from_millis(600));
     let cache = builder.open().unwrap();
     cache.add(&response("goes", "x")).unwrap();
-    keys.1.store(true, Ordering::SeqCst);
+    keys.hangs(true);
     assert!(cache.remove_account(&account("goes")).unwrap().is_rotation_pending());
     let started = std::time::Instant::now();
     for round in 0..4 {
         cache.add(&response("stays", &round.to_string())).unwrap();
     }
     assert!(started.elapsed() < std::time::Duration::from_millis(4 * 600), "{:?}", started.elapsed());
-    keys.1.store(false, Ordering::SeqCst);
+    keys.hangs(false);
     // The call that hung ends now; the next change makes up for what it left.
     std::thread::sleep(std::time::Duration::from_millis(100));
     let made_up = cache.update(|tokens| tokens.add(&response("stays", "last"))).unwrap();
     assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
+}
+
+/// What a key store was asked to do may happen long after the deadline, when others went on.
+#[test]
+fn a_call_of_the_key_store_that_ends_after_its_deadline_destroys_nothing() {
+    let wait = std::time::Duration::from_millis(300);
+    for (call, goes_on) in [("create", false), ("create", true), ("delete", false), ("delete", true)] {
+        let bench = Bench::new();
+        let keys = Arc::new(Hanging::new(&bench.keys));
+        let neighbour = bench.builder_with(keys.clone()).cache("neighbour").open().unwrap();
+        neighbour.add(&response("dave", "read")).unwrap();
+        let cache = bench.builder_with(keys.clone()).rotation_timeout(wait).open().unwrap();
+        cache.add(&response("alice", "read")).unwrap();
+        cache.add(&response("bob", "read")).unwrap();
+        let old = fs::read(bench.file()).unwrap();
+
+        keys.hangs_at(&[call]);
+        assert!(cache.remove_account(&account("alice")).unwrap().is_rotation_pending(), "{call}");
+        assert_eq!(keys.late(), 0, "{call}");
+        if goes_on {
+            // Another process, whose key store answers, makes up for the rotation before the call ends.
+            let other = bench.open();
+            let made_up = other.update(|tokens| tokens.add(&response("bob", "more"))).unwrap();
+            assert!(!made_up.is_rotation_pending(), "{call}: {:?}", made_up.rotation());
+            other.add(&response("carol", "read")).unwrap();
+            assert!(!other.remove_account(&account("carol")).unwrap().is_rotation_pending());
+        }
+        keys.hangs(false);
+        let released = std::time::Instant::now();
+        while keys.late() == 0 {
+            assert!(released.elapsed() < std::time::Duration::from_secs(20), "{call}: it never ended");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        for cache in [&cache, &bench.open()] {
+            assert!(has(cache, "bob", "read") && !has(cache, "alice", "read"), "{call}");
+            assert_eq!(has(cache, "bob", "more"), goes_on, "{call}");
+        }
+        for round in ["first", "second"] {
+            let made_up = cache.update(|tokens| tokens.add(&response("bob", round))).unwrap();
+            assert!(!made_up.is_rotation_pending(), "{call}: {:?}", made_up.rotation());
+        }
+        assert!(has(&bench.builder().cache("neighbour").open().unwrap(), "dave", "read"), "{call}");
+        // Whoever was late may have left a key that seals nothing.
+        let left = if (call, goes_on) == ("create", true) { 2..=3 } else { 2..=2 };
+        assert!(left.contains(&bench.keys.len()), "{call}, {goes_on}: {} keys", bench.keys.len());
+        replace(&bench, &old);
+        assert!(bench.builder().open().unwrap_err().is_key_lost(), "{call}: the old copy is shut");
+    }
+}
+
+#[test]
+fn a_first_key_that_is_made_after_the_deadline_destroys_nothing() {
+    let bench = Bench::new();
+    let keys = Arc::new(Hanging::new(&bench.keys));
+    keys.hangs_at(&["create"]);
+    let wait = std::time::Duration::from_millis(300);
+    let builder = bench.builder_with(keys.clone()).key_timeout(wait).rotation_timeout(wait);
+    assert!(builder.clone().open().unwrap_err().is_key_unavailable());
+    assert!(!bench.file().exists(), "nothing is sealed under a key that may never be there");
+    let other = bench.open();
+    other.add(&response("alice", "read")).unwrap();
+    keys.hangs(false);
+    while keys.late() == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    for cache in [builder.open().unwrap(), other] {
+        assert!(has(&cache, "alice", "read"));
+        cache.add(&response("alice", "write")).unwrap();
+    }
+    assert!(has(&bench.open(), "alice", "write"));
 }
 
 /// Two caches of one application, and one name in two directories, all with one key store.

@@ -1,5 +1,6 @@
 //! How to open a persisted cache: names, directory, key store, limits, deadlines.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ const SIZE_LIMIT: u64 = 32 * 1024 * 1024;
 /// assert!(cache.path().ends_with("work.sealed"));
 /// # Ok::<(), tokenseal::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[must_use]
 pub struct PersistedTokenCacheBuilder {
     pub(super) application: String,
@@ -161,6 +162,22 @@ impl PersistedTokenCacheBuilder {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for PersistedTokenCacheBuilder {
+    /// Shows the description of the key store, not what a store that a program brings may show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PersistedTokenCacheBuilder")
+            .field("application", &self.application)
+            .field("cache", &self.cache)
+            .field("directory", &self.directory)
+            .field("key_store", &self.key_store.as_ref().map(|keys| keys.description()))
+            .field("size_limit", &self.size_limit)
+            .field("lock_timeout", &self.lock_timeout)
+            .field("key_timeout", &self.key_timeout)
+            .field("rotation_timeout", &self.rotation_timeout)
+            .finish_non_exhaustive()
     }
 }
 

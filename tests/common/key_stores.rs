@@ -1,7 +1,7 @@
 //! Key stores that behave awkwardly.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokenseal::{KeyName, KeyStore, KeyStoreError, MemoryKeyStore, Secret};
 
@@ -100,15 +100,41 @@ impl KeyStore for Forgetful {
     }
 }
 
-/// Does not answer while it hangs.
+/// Does not answer calls at which it hangs, until it is told not to: then they have their effect.
 #[derive(Debug)]
-pub(crate) struct Hanging(pub(crate) MemoryKeyStore, pub(crate) AtomicBool);
+pub(crate) struct Hanging {
+    inner: MemoryKeyStore,
+    hangs: Mutex<Vec<&'static str>>,
+    /// Calls that were held up, and had their effect late.
+    late: AtomicUsize,
+}
 
 impl Hanging {
-    fn behave(&self) {
-        while self.1.load(Ordering::SeqCst) {
+    pub(crate) fn new(inner: &MemoryKeyStore) -> Self {
+        Self { inner: inner.clone(), hangs: Mutex::default(), late: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn hangs_at(&self, calls: &[&'static str]) {
+        *self.hangs.lock().unwrap() = calls.to_vec();
+    }
+
+    pub(crate) fn hangs(&self, at_all: bool) {
+        self.hangs_at(if at_all { &["create", "read", "delete"] } else { &[] });
+    }
+
+    pub(crate) fn late(&self) -> usize {
+        self.late.load(Ordering::SeqCst)
+    }
+
+    fn call<T>(&self, name: &'static str, call: impl FnOnce() -> T) -> T {
+        let mut was_held_up = false;
+        while self.hangs.lock().unwrap().contains(&name) {
+            was_held_up = true;
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+        let came = call();
+        self.late.fetch_add(usize::from(was_held_up), Ordering::SeqCst);
+        came
     }
 }
 
@@ -117,15 +143,12 @@ impl KeyStore for Hanging {
         "the hanging store".into()
     }
     fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
-        self.behave();
-        self.0.create(name, text)
+        self.call("create", || self.inner.create(name, text))
     }
     fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
-        self.behave();
-        self.0.read(name)
+        self.call("read", || self.inner.read(name))
     }
     fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
-        self.behave();
-        self.0.delete(name)
+        self.call("delete", || self.inner.delete(name))
     }
 }

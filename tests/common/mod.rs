@@ -124,3 +124,20 @@ pub(crate) fn replace(bench: &Bench, bytes: &[u8]) {
     file.write_all(bytes).unwrap();
     file.persist(bench.file()).unwrap();
 }
+
+/// Puts a record that holds `json` in the place of the file: sealed with its very key, as a program
+/// that has gone wrong would write it.
+pub(crate) fn plant(base: &Path, json: &[u8]) {
+    use base64ct::Encoding as _;
+    use tokenseal::seal::{self, Context, KeyId, SealingKey};
+    drop(with_key_file(base).open().unwrap());
+    let file = base.join("tokens/default.sealed");
+    let key_id = KeyId::from_bytes(key_id(&file).try_into().unwrap());
+    let entry = &files(&base.join("keys"))[0];
+    let text = std::fs::read_to_string(base.join("keys").join(entry)).unwrap();
+    let mut bytes = [0; 32];
+    base64ct::Base64UrlUnpadded::decode(text.split(':').nth(1).unwrap(), &mut bytes).unwrap();
+    let key = SealingKey::from_bytes(key_id, &bytes);
+    let record = seal::seal(&key, &Context::file("contoso-cli", "default"), 2, json).unwrap();
+    std::fs::write(file, record).unwrap();
+}

@@ -47,9 +47,7 @@ impl Planted {
                 (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
             let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
             let read = memory.seek(SeekFrom::Start(start)).and_then(|_| memory.read_exact(&mut bytes));
-            if read.is_err() {
-                continue; // Guard pages have no memory behind them.
-            }
+            read.unwrap_or_else(|error| panic!("what cannot be read may hold anything: {line}: {error}"));
             for (at, window) in bytes.windows(16).enumerate() {
                 if !self.beginnings[beginning(window)] {
                     continue;
@@ -68,6 +66,7 @@ pub(crate) struct Observed {
     pub(crate) child: Child,
     input: ChildStdin,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    heap: Heap,
 }
 
 impl Observed {
@@ -86,7 +85,7 @@ impl Observed {
             .unwrap();
         let input = child.stdin.take().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, input, lines }
+        Self { child, input, lines, heap }
     }
 
     /// Waits until the child has come to this moment.
@@ -94,9 +93,11 @@ impl Observed {
         loop {
             let line = self.lines.next().expect("the child goes on").unwrap();
             if line == format!("moment: {moment}") {
-                return;
+                break;
             }
         }
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap();
+        assert_eq!(maps.contains("quarantine.so"), self.heap == Heap::Quarantine, "the heap is another");
     }
 
     pub(crate) fn go_on(&mut self) {

@@ -97,12 +97,14 @@ fn as_a_child_process() {
 fn acquire(cache: &PersistedTokenCache, user: usize, answer: Result<String, RefreshFailure>) {
     let account = Account::new(format!("user-{user}"), ENVIRONMENT);
     let wanted = AccessTokenQuery::new(CLIENT).account(&account).scopes(["read"]);
+    let is_answered = answer.is_ok();
     let mut answer = Some(answer);
     let call = move |_| Ok(TokenResponse::from_json(answer.take().unwrap()?)?);
     let stale = cache.find_access_token(&wanted).unwrap();
     let request = AcquireRequest::new(&wanted);
     let request = stale.as_ref().map_or(request, |stale| request.replacing(stale));
-    let _ = cache.acquire(request, call);
+    let came = cache.acquire(request, call);
+    assert_eq!(came.is_ok(), is_answered, "{came:?}");
 }
 
 #[test]
@@ -114,10 +116,20 @@ fn none_of_100_secrets_is_in_any_file_of_a_full_session() {
     std::fs::write(&list, secrets.join("\n")).unwrap();
     // Positive control: the list itself is full of them.
     assert_eq!(exposed(std::slice::from_ref(&list), &secrets), secrets.len());
+    for (number, _) in encodings(&secrets[0]).iter().enumerate() {
+        let encoded: Vec<Vec<u8>> =
+            secrets.iter().map(|secret| encodings(secret).swap_remove(number)).collect();
+        std::fs::write(&list, encoded.join(&b'\n')).unwrap();
+        assert_eq!(exposed(std::slice::from_ref(&list), &secrets), secrets.len(), "encoding {number}");
+    }
+    std::fs::write(&list, secrets.join("\n")).unwrap();
 
     // Writers that are killed in the middle of a save, until one leaves its half behind.
     let tokens = base.path().join("tokens");
-    let is_half = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tmp");
+    let is_half = |path: &PathBuf| {
+        let is_temporary = path.extension().is_some_and(|extension| extension == "tmp");
+        is_temporary && path.metadata().is_ok_and(|metadata| metadata.len() > 0)
+    };
     let started = Instant::now();
     while !tokens.exists() || !files_below(&tokens).iter().any(is_half) {
         assert!(started.elapsed() < Duration::from_secs(60), "no half-written file was ever left");
@@ -145,7 +157,7 @@ fn none_of_100_secrets_is_in_any_file_of_a_full_session() {
     // A refresh, and one that fails, with its note; a sign-out; a file that is set aside.
     let renewed = &secrets[USERS * 3..];
     let answer =
-        format!(r#"{{"access_token":"{}","refresh_token":"{}","expires_in":0}}"#, renewed[0], renewed[1]);
+        format!(r#"{{"access_token":"{}","refresh_token":"{}","expires_in":3600}}"#, renewed[0], renewed[1]);
     acquire(&cache, 1, Ok(answer));
     let cause = RefreshFailure::transient(renewed[0].clone());
     acquire(&cache, 2, Err(cause.retry_after(Duration::from_secs(60))));

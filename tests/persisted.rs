@@ -239,6 +239,49 @@ fn damage_under_an_open_handle_is_an_error_and_stays() {
 }
 
 #[test]
+fn plaintext_in_the_place_of_the_file_is_refused_on_every_path() {
+    use tokenseal::{AcquireError, AcquireRequest, RefreshTokenQuery};
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/01_single_account_aad.json");
+    let plaintext = fs::read(fixture).unwrap();
+    assert!(plaintext.len() > 1_000);
+    let bench = Bench::new();
+    let cache = bench.open();
+    cache.add(&response("alice", "read")).unwrap();
+    replace(&bench, &plaintext);
+    let (alice, query) = (account("alice"), wanted("alice", "read"));
+    let refresh = RefreshTokenQuery::new(common::CLIENT, &alice);
+    let errors = [
+        bench.builder().open().unwrap_err(),
+        cache.read(|_| ()).unwrap_err(),
+        cache.find_access_token(&query).unwrap_err(),
+        cache.find_refresh_tokens(&refresh).unwrap_err(),
+        cache.find_id_token(common::CLIENT, &alice, None).unwrap_err(),
+        cache.accounts().unwrap_err(),
+        cache.add(&response("bob", "read")).unwrap_err(),
+        cache.update(|_| Ok::<_, Error>(())).unwrap_err(),
+        cache.remove_account(&alice).unwrap_err(),
+        cache.clear().unwrap_err(),
+    ];
+    let of_refreshing = [
+        cache.acquire(AcquireRequest::new(&query), |_| unreachable!()).map(drop).unwrap_err(),
+        cache.refresh_guard(&refresh, std::time::Duration::from_secs(1)).map(drop).unwrap_err(),
+    ];
+    let of_refreshing = of_refreshing.iter().map(|error| match error {
+        AcquireError::Cache(error) => &**error,
+        other => panic!("{other:?}"),
+    });
+    for (number, error) in errors.iter().chain(of_refreshing).enumerate() {
+        assert!(error.is_tampered(), "{number}: {error:?}");
+        assert!(error.to_string().contains("no sealed token cache"), "{number}: {error}");
+    }
+    assert_eq!(fs::read(bench.file()).unwrap(), plaintext);
+    // Set aside only when told to, and not read then either.
+    let aside = cache.reset().unwrap().unwrap();
+    assert_eq!(fs::read(aside).unwrap(), plaintext);
+    assert!(cache.accounts().unwrap().is_empty());
+}
+
+#[test]
 fn an_older_copy_put_back_is_noticed_and_nothing_is_written() {
     let bench = Bench::new();
     let cache = bench.open();
@@ -479,18 +522,19 @@ fn every_lookup_sees_the_file() {
     let bench = Bench::new();
     let cache = bench.open();
     let id_token = "e30.eyJzdWIiOiJhbGljZSJ9.sig";
-    let json =
-        format!(r#"{{"access_token":"at","refresh_token":"rt","id_token":"{id_token}","expires_in":3600}}"#);
+    let json = format!(
+        r#"{{"access_token":"at","refresh_token":"rt-of-alice","id_token":"{id_token}","expires_in":3600}}"#
+    );
     let response = tokenseal::TokenResponse::from_json(json).unwrap().client_id(common::CLIENT);
     cache.add(&response.environment(common::ENVIRONMENT).realm("tenant").username("Alice@x")).unwrap();
     let alice = account("alice");
     let refresh = tokenseal::RefreshTokenQuery::new(common::CLIENT, &alice);
-    assert_eq!(cache.find_refresh_tokens(&refresh).unwrap()[0].expose(), "rt");
+    assert_eq!(cache.find_refresh_tokens(&refresh).unwrap()[0].expose(), "rt-of-alice");
     assert_eq!(cache.find_id_token(common::CLIENT, &alice, None).unwrap().unwrap().expose(), id_token);
     let named = tokenseal::AccountQuery::new().username("alice@X");
     assert_eq!(cache.find_accounts(&named).unwrap()[0].home_account_id(), "alice");
     let shown = format!("{cache:?}");
-    assert!(shown.contains("default.sealed") && !shown.contains("rt"), "{shown}");
+    assert!(shown.contains("default.sealed") && !shown.contains("rt-of-alice"), "{shown}");
 }
 
 #[test]

@@ -154,3 +154,40 @@ pub(super) fn sync(file: &File) -> io::Result<()> {
     }
     synced
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Whatever stands where a new file is to be made, foreseen or not.
+    #[test]
+    fn a_new_file_is_made_in_the_place_of_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let (victim, place) = (base.path().join("victim"), base.path().join("place"));
+        fs::write(&victim, "precious").unwrap();
+        let plants: [&dyn Fn() -> io::Result<()>; 6] = [
+            &|| symlink(&victim, &place),
+            &|| symlink(base.path().join("nothing"), &place),
+            &|| fs::hard_link(&victim, &place),
+            &|| fs::create_dir(&place),
+            &|| fs::write(&place, "another"),
+            &|| {
+                let made = std::process::Command::new("mkfifo").arg(&place).status()?;
+                if made.success() { Ok(()) } else { Err(io::Error::other("no pipe")) }
+            },
+        ];
+        for (number, plant) in plants.iter().enumerate() {
+            plant().unwrap();
+            let error = create_new(&place).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{number}");
+            assert_eq!(fs::read(&victim).unwrap(), b"precious", "{number}");
+            assert!(!base.path().join("nothing").exists());
+            fs::remove_file(&place).or_else(|_| fs::remove_dir(&place)).unwrap();
+        }
+        create_new(&place).unwrap().write_all(b"new").unwrap();
+        assert_eq!(fs::metadata(&place).unwrap().mode() & 0o7777, 0o600);
+    }
+}

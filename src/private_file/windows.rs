@@ -323,7 +323,9 @@ mod tests {
         let (loose, access) = (Descriptor::parse(&loose).unwrap(), GENERIC_READ | GENERIC_WRITE);
         let file = windows_security::create_file(&path, &loose, access, 0, CREATE_NEW).unwrap();
         if !Descriptor::of(&file).unwrap().to_text().unwrap().contains(";WD)") {
-            eprintln!("skipped: the system did not keep the access list");
+            assert!(std::env::var_os("TOKENSEAL_REQUIRE_ACCESS_LISTS").is_none(), "the list was not kept");
+            // What a macro prints, the test harness keeps to itself.
+            let _ = io::Write::write_all(&mut io::stderr(), b"SKIPPED: the access list was not kept\n");
             return;
         }
         let refused = check_file(&file, &file.metadata().unwrap(), &path);

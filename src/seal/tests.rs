@@ -163,7 +163,7 @@ fn a_key_id_is_32_hexadecimal_digits() {
 fn debug_of_a_key_shows_its_id_only() {
     let key = SealingKey::from_bytes(KeyId::from_bytes([7; 16]), &[0xAB; 32]);
     let shown = format!("{key:?}");
-    assert!(shown.contains("KeyId") && !shown.contains("171") && !shown.to_lowercase().contains("ab,"));
+    assert!(shown.contains("KeyId") && !shown.contains("171") && !shown.to_lowercase().contains("abab"));
 }
 
 #[test]

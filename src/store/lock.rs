@@ -266,7 +266,7 @@ mod tests {
                 std::fs::read_to_string(name).is_ok_and(|name| name.trim() == "tokenseal-lock")
             });
             // Other tests of this process may have one each.
-            assert!(threads.count() <= 2, "one thread waits, however often it was in vain");
+            assert!((1..=2).contains(&threads.count()), "one thread waits, however often it was in vain");
         }
         drop(other);
         drop(lock.acquire(LONG).unwrap());

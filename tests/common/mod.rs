@@ -27,6 +27,26 @@ pub(crate) fn skip(requirement: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
+/// Runs a test of this program again, where `variable` is `base`, as a user whom file modes bind. The test
+/// prints `it was done` at its end.
+#[cfg(unix)]
+pub(crate) fn again_without_root(test: &str, variable: &str, base: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+    let program = std::env::current_exe().unwrap();
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+    let mut again = if is_root {
+        let mut again = std::process::Command::new("setpriv");
+        again.args(["--bounding-set", "-all", "--inh-caps", "-all"]).arg(program);
+        again
+    } else {
+        std::process::Command::new(program)
+    };
+    let output = again.args(["--exact", test, "--nocapture"]).env(variable, base).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.contains("it was done"), "{said}");
+}
+
 /// A directory for one test, with a key store in memory.
 pub(crate) struct Bench {
     pub(crate) base: tempfile::TempDir,

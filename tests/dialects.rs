@@ -69,6 +69,9 @@ fn check_dialect(json: &str, environment: &str, now: u64, access: &str, refresh:
     assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), "renewed");
     let refresh_tokens: Vec<_> = cache.refresh_tokens().map(|token| token.expose().to_owned()).collect();
     assert_eq!(refresh_tokens, ["rotated"], "the token that was sent is nowhere any more");
+    let rows = written(&cache)["RefreshToken"].as_object().unwrap().clone();
+    let renewed = rows.values().find(|row| row["secret"] == "rotated").unwrap();
+    assert_eq!(renewed["last_modification_time"], now.to_string());
 
     let removed = cache.remove_account(&account);
     assert!(removed.access_tokens() >= 1 && removed.refresh_tokens() == 1 && removed.accounts() == 1);

@@ -184,7 +184,8 @@ fn the_other_tokens_say_all_about_themselves() {
 fn parameters_of_the_request_are_taken_for_what_they_are() {
     let mut cache = TokenCache::new();
     let body = r#"{"access_token":"at","expires_in":600,"refresh_token":"rt"}"#;
-    let sign_in = response(body).home_account_id("u").parameter("username", "sent");
+    let sign_in =
+        response(body).home_account_id("u").parameter("username", "sent").requested_scopes(["read"]);
     assert_eq!(cache.add(&sign_in).unwrap().account().unwrap().username(), "sent");
     let named = response(body).home_account_id("v").username("named").parameter("username", "sent");
     assert_eq!(cache.add(&named).unwrap().account().unwrap().username(), "named");

@@ -120,6 +120,11 @@ fn accounts_that_differ_in_case_only_do_not_overwrite_each_other() {
         assert_eq!(secret(&cache, AccessTokenQuery::new("app").account(&account)), Some(format!("at-{id}")));
     }
     let json = cache.serialize().into_json();
+    let text: serde_json::Value = serde_json::from_slice(json.expose()).unwrap();
+    for section in ["AccessToken", "RefreshToken", "IdToken", "Account"] {
+        // Of two members of one name, this reader keeps the last.
+        assert_eq!(text[section].as_object().unwrap().len(), subs.len(), "{section}");
+    }
     let mut again = TokenCache::new();
     again.deserialize(json).unwrap();
     assert_eq!(again.accounts().len(), subs.len(), "the keys differ");
@@ -302,6 +307,23 @@ fn only_the_caller_says_that_a_change_is_safe() {
     assert!(!cache.has_state_changed(), "nothing was removed");
     let _ = cache.remove_account(&Account::new("u", "e"));
     assert!(cache.has_state_changed());
+}
+
+#[test]
+fn of_two_tokens_that_last_as_long_the_first_is_found_and_none_without_a_secret() {
+    let row = |key: &str, secret: &str, expires_on: u64| {
+        format!(
+            r#""{key}":{{"secret":"{secret}","environment":"e","client_id":"app","realm":"r","target":"['odd a","expires_on":"{expires_on}"}}"#
+        )
+    };
+    let rows = [row("1", "", NOW + 3_000), row("2", "first", NOW + 2_000), row("3", "second", NOW + 2_000)]
+        .join(",");
+    let mut cache = TokenCache::new();
+    cache.deserialize(format!(r#"{{"AccessToken":{{{rows}}}}}"#)).unwrap();
+    assert_eq!(secret(&cache, AccessTokenQuery::new("app")).as_deref(), Some("first"));
+    assert_eq!(cache.access_tokens().count(), 2);
+    // A printed list ends as it begins.
+    assert!(secret(&cache, AccessTokenQuery::new("app").scopes(["['odd"])).is_some());
 }
 
 #[test]

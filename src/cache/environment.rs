@@ -167,7 +167,7 @@ mod tests {
             assert!(matches!(of_token_endpoint(url), Err(CacheError::TokenEndpoint { .. })), "{url}");
         }
         let error = of_token_endpoint("HTTP://example.com/t").unwrap_err().to_string();
-        assert!(error.contains("plain http"), "{error}");
+        assert!(error.contains("uses plain http to a host"), "{error}");
     }
 
     #[test]

@@ -171,6 +171,51 @@ mod tests {
     }
 
     #[test]
+    fn text_let_go_of_counts_as_waste_from_some_size_on() {
+        let mut texts = Texts::default();
+        let segment = texts.push("x".repeat(100 * 1024));
+        let kept = 20 * 1024;
+        texts.hold(place(segment, 0, kept));
+        for end in [kept + 10 * 1024, kept + 20 * 1024] {
+            let released = place(segment, end - 10 * 1024, end);
+            texts.hold(released);
+            texts.release(released);
+            texts.wipe_released();
+        }
+        assert_eq!((texts.live_bytes(), texts.dead_bytes), (20 * 1024, 20 * 1024));
+        assert!(!texts.is_wasteful(0), "as much is in use");
+        texts.hold(place(segment, 50 * 1024, 50 * 1024 + 1));
+        texts.release(place(segment, 50 * 1024, 50 * 1024 + 1));
+        assert!(texts.is_wasteful(1_000_000));
+        let mut little = Texts::default();
+        let segment = little.push("x".repeat(100 * 1024));
+        little.hold(place(segment, 0, 1));
+        little.hold(place(segment, 1, 1 + 16 * 1024));
+        little.release(place(segment, 1, 1 + 16 * 1024));
+        assert!(!little.is_wasteful(0), "it is not worth the effort");
+    }
+
+    #[test]
+    fn too_many_pieces_count_as_waste_where_rows_are_few() {
+        let mut texts = Texts::default();
+        for _ in 0..266 {
+            let segment = texts.push("x".into());
+            texts.hold(place(segment, 0, 1));
+        }
+        assert!(texts.is_wasteful(39) && !texts.is_wasteful(40));
+    }
+
+    #[test]
+    fn no_text_is_shown() {
+        let mut texts = Texts::default();
+        assert!(!texts.is_fork());
+        let segment = texts.push("secret".into());
+        texts.hold(place(segment, 0, 6));
+        let shown = format!("{texts:?}");
+        assert!(shown.contains("live_bytes: 6") && !shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
     fn a_segment_without_use_is_dropped_and_its_number_used_again() {
         let mut texts = Texts::default();
         let first = texts.push("secret".into());

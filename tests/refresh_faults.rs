@@ -15,8 +15,8 @@ use common::key_stores::Hanging;
 use common::rotating::{Rotating, kept, never, sign_in_expired, signed_in, wanted};
 use common::{Bench, CLIENT, account};
 use tokenseal::{
-    AcquireError, AcquireRequest, EnvironmentAliases, Error, FileError, Origin, PersistedTokenCache,
-    RefreshFailure, RefreshTokenQuery, SharedTokenCache, StoreError, TokenCache, TokenResponse,
+    AcquireError, AcquireRequest, EnvironmentAliases, Error, Origin, PersistedTokenCache, RefreshFailure,
+    RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
 };
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -247,6 +247,7 @@ fn a_token_that_is_valid_is_served_though_the_lock_is_unusable() {
 #[cfg(unix)]
 #[test]
 fn planted_notes_count_for_nothing_and_planted_locks_are_refused() {
+    use tokenseal::{FileError, StoreError};
     type Plant = fn(&std::path::Path, &std::path::Path) -> std::io::Result<()>;
     let plants: [(&str, Plant); 4] = [
         ("link", |place, victim| std::os::unix::fs::symlink(victim, place)),

@@ -61,6 +61,15 @@ fn an_account_has_what_the_sign_in_said() {
 }
 
 #[test]
+fn what_a_later_sign_in_does_not_say_stays() {
+    let mut cache = TokenCache::new();
+    cache.add(&sign_in(CLAIMS)).unwrap();
+    cache.add(&sign_in(r#"{"sub":"alice"}"#)).unwrap();
+    assert_eq!((cache.accounts().len(), cache.accounts()[0].username()), (1, "alice@x"));
+    assert_eq!(cache.accounts()[0].local_account_id(), Some("alice"));
+}
+
+#[test]
 fn an_account_of_another_sdk_has_its_name() {
     let json = r#"{"Account":{"k":{"home_account_id":"u","environment":"e","realm":"r","username":"U@x",
         "name":"Ursula","local_account_id":"l","authority_type":"MSSTS","account_source":"password"},
@@ -178,6 +187,7 @@ fn the_other_tokens_say_all_about_themselves() {
     let metadata = cache.find_app_metadata("app", "IDP.example").unwrap();
     assert_eq!((metadata.client_id(), metadata.environment()), ("app", "idp.example"));
     assert_eq!(metadata.family_id(), Some("1"));
+    assert!(cache.find_app_metadata("app", "other.example").is_none());
 }
 
 #[test]

@@ -535,7 +535,7 @@ mod tests {
         rows.write(&mut out, extra);
         // A buffer that grows leaves a copy behind until it is wiped, and secrets are in it.
         assert_eq!(out.expose().as_ptr(), place, "the buffer was too small");
-        assert!(length < out.len() + 100, "{length} bytes for {}", out.len());
+        assert!(length < out.len() + 32, "{length} bytes for {}", out.len());
         String::from_utf8(out.expose().to_vec()).unwrap()
     }
 

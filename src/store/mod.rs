@@ -240,4 +240,21 @@ mod tests {
         assert!(store.read_header().is_err(), "a directory is no file that is too short");
         assert_eq!(store.beside("x.note"), store.path().with_file_name("default@x.note"));
     }
+
+    /// Else a file that cannot be examined would be taken for none, and replaced.
+    #[cfg(unix)]
+    #[test]
+    fn what_cannot_be_examined_is_not_taken_for_none() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("tokens");
+        let store = FileStore::new(&directory, "default", 1 << 20).unwrap();
+        assert!(!store.is_there().unwrap());
+        let lock = store.lock(Duration::from_secs(20)).unwrap();
+        assert!(store.set_aside(&lock).unwrap().is_none());
+        store.replace(&lock, b"record").unwrap();
+        assert!(store.is_there().unwrap());
+        fs::rename(&directory, base.path().join("elsewhere")).unwrap();
+        fs::write(&directory, "no directory").unwrap();
+        assert!(store.is_there().is_err() && store.set_aside(&lock).is_err());
+    }
 }

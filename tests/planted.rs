@@ -135,19 +135,22 @@ fn loose_permissions_are_refused_and_said_how_to_mend() {
 fn modes_are_strict_whatever_the_umask() {
     for umask in ["000", "022", "077", "777"] {
         let bench = Bench::new();
-        let status = Command::new("sh")
+        let output = Command::new("sh")
             .arg("-c")
             .arg(format!("umask {umask}; exec \"$0\" --exact as_a_child_process --nocapture"))
             .arg(std::env::current_exe().unwrap())
             .env("TOKENSEAL_CHILD_BASE", bench.base.path())
-            .status()
+            .output()
             .unwrap();
-        assert!(status.success(), "umask {umask}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("it was done"), "umask {umask}: {said}");
         for directory in ["state/tokens", "state", "keys"] {
             assert_eq!(mode_of(&bench.base.path().join(directory)), 0o700, "{directory} under umask {umask}");
         }
-        for directory in ["state/tokens", "keys"] {
-            for name in common::files(&bench.base.path().join(directory)) {
+        for (directory, expected) in [("state/tokens", 4), ("keys", 1)] {
+            let names = common::files(&bench.base.path().join(directory));
+            assert_eq!(names.len(), expected, "{names:?} under umask {umask}");
+            for name in names {
                 let path = bench.base.path().join(directory).join(&name);
                 assert_eq!(mode_of(&path), 0o600, "{name} under umask {umask}");
             }
@@ -166,6 +169,11 @@ fn as_a_child_process() {
         .open()
         .unwrap();
     cache.add(&response("alice", "read")).unwrap();
+    // A refresh that fails, so that its lock and its note stay.
+    let wanted = common::wanted("alice", "write");
+    let error = cache.acquire(&wanted, |_| Err(tokenseal::RefreshFailure::transient("down"))).unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    println!("it was done");
 }
 
 #[test]
@@ -186,6 +194,19 @@ fn what_belongs_to_somebody_else_is_refused() {
     std::os::unix::fs::chown(bench.directory().join("default.lock"), Some(0), None).unwrap();
     std::os::unix::fs::chown(bench.directory(), Some(65534), None).unwrap();
     assert!(matches!(file_error(fails_at_once(|| bench.builder().open())), FileError::ForeignOwner { .. }));
+
+    let base = tempfile::tempdir().unwrap();
+    let open = |name| common::with_key_file(base.path()).cache(name).open();
+    drop(open("default").unwrap());
+    let keys = base.path().join("keys");
+    let key = keys.join(&common::files(&keys)[0]);
+    std::os::unix::fs::chown(&key, Some(65534), None).unwrap();
+    assert!(matches!(file_error(fails_at_once(|| open("default"))), FileError::ForeignOwner { .. }));
+    std::os::unix::fs::chown(&key, Some(0), None).unwrap();
+    // No key is made where somebody else may take it away; the user's own is read.
+    std::os::unix::fs::chown(&keys, Some(65534), None).unwrap();
+    assert!(matches!(file_error(fails_at_once(|| open("second"))), FileError::ForeignOwner { .. }));
+    drop(open("default").unwrap());
 }
 
 fn is_root() -> bool {

@@ -73,6 +73,7 @@ fn replacing_all_tokens_counts_as_a_sign_out() {
         }),
         "nothing is there"
     );
+    assert!(!rotated(&|tokens| *tokens = TokenCache::new()), "nothing was there to be signed out");
     assert_eq!(bench.keys.len(), 1);
 }
 

@@ -577,6 +577,27 @@ mod tests {
         assert!((10..50).contains(&tidied), "tidied {tidied} times");
     }
 
+    #[cfg(feature = "file")]
+    #[test]
+    fn what_a_fork_removed_is_wiped_when_the_original_is_gone() {
+        let mut rows = Rows::default();
+        rows.insert(Kind::AccessToken, row("a", "first-secret"));
+        rows.insert(Kind::AccessToken, row("b", "other-secret"));
+        let rows = Rows::parse(SecretBytes::from(written(&rows, None))).unwrap();
+        let mut fork = rows.fork();
+        let removed = fork.under_map_key(Kind::AccessToken, "a").unwrap();
+        let segment = fork.rows[removed as usize].place.segment;
+        fork.remove(removed);
+        fork.tidy();
+        assert!(rows.texts.whole(segment).contains("first-secret"), "the original still reads it");
+        drop(rows);
+        fork.tidy();
+        assert!(fork.texts.whole(segment).contains("first-secret"), "nobody said that it is gone");
+        fork.end_fork();
+        assert!(!fork.texts.whole(segment).contains("first-secret"));
+        assert!(fork.texts.whole(segment).contains("other-secret"));
+    }
+
     #[test]
     fn a_row_is_found_under_its_map_key_until_it_is_removed() {
         let mut rows = Rows::default();

@@ -251,10 +251,17 @@ mod tests {
         assert!(!store.is_there().unwrap());
         let lock = store.lock(Duration::from_secs(20)).unwrap();
         assert!(store.set_aside(&lock).unwrap().is_none());
-        store.replace(&lock, b"record").unwrap();
-        assert!(store.is_there().unwrap());
+        let watch = store.replace(&lock, b"record").unwrap();
+        assert!(store.is_there().unwrap() && store.is_current(&watch).unwrap());
+        store.make_durable(&lock).unwrap();
         fs::rename(&directory, base.path().join("elsewhere")).unwrap();
         fs::write(&directory, "no directory").unwrap();
         assert!(store.is_there().is_err() && store.set_aside(&lock).is_err());
+        // By its header it is a change, which the reading after it reports.
+        assert!(store.is_current(&watch).map_or(true, |is_current| !is_current));
+        #[cfg(target_os = "linux")]
+        assert_eq!(store.is_current(&watch).is_err(), store.has_reliable_identity);
+        fs::remove_file(&directory).unwrap();
+        assert!(store.make_durable(&lock).is_err());
     }
 }

@@ -12,7 +12,9 @@ use common::{account, has, response};
 use tokenseal::{Error, PersistedTokenCache};
 
 fn open(base: &Path) -> PersistedTokenCache {
-    common::with_key_file(base).open().unwrap()
+    // Wine is slow, and slower beside something else.
+    let patience = Duration::from_secs(if cfg!(windows) { 300 } else { 30 });
+    common::with_key_file(base).lock_timeout(patience).open().unwrap()
 }
 
 /// Runs this very program as a child that does `task`.
@@ -178,7 +180,7 @@ fn a_hundred_sign_outs_of_one_process_cost_sixteen_others_nothing() {
 
 #[test]
 fn killed_writers_lose_nothing_that_was_acknowledged() {
-    use std::io::Read as _;
+    use std::io::{BufRead as _, BufReader, Read as _};
     let base = tempfile::tempdir().unwrap();
     let cache = open(base.path());
     let mut acknowledged = HashSet::new();
@@ -186,15 +188,20 @@ fn killed_writers_lose_nothing_that_was_acknowledged() {
         let mut children: Vec<Child> =
             (0..2).map(|number| spawn(base.path(), "add until killed", round * 2 + number)).collect();
         children.push(spawn(base.path(), "sign out until killed", 1000 + round));
-        // Time to begin, which is longer under Wine.
-        let begun = if cfg!(windows) { 500 } else { 60 };
-        std::thread::sleep(Duration::from_millis(begun + random() % 60));
+        let mut outputs: Vec<_> =
+            children.iter_mut().map(|child| BufReader::new(child.stdout.take().unwrap())).collect();
+        // They are killed at work: one of them has added something.
+        let mut begun = String::new();
+        while !begun.contains("added ") {
+            assert_ne!(outputs[0].read_line(&mut begun).unwrap(), 0, "it ended by itself: {begun}");
+        }
+        std::thread::sleep(Duration::from_millis(random() % 60));
         for child in &mut children {
             child.kill().unwrap();
         }
-        for mut child in children {
-            let mut said = String::new();
-            child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        for (child, mut output) in children.into_iter().zip(outputs) {
+            let mut said = std::mem::take(&mut begun);
+            output.read_to_string(&mut said).unwrap();
             let output = child.wait_with_output().unwrap();
             let error = String::from_utf8_lossy(&output.stderr).into_owned();
             #[cfg(unix)]
@@ -213,7 +220,7 @@ fn killed_writers_lose_nothing_that_was_acknowledged() {
         let lost: Vec<_> = acknowledged.difference(&found).collect();
         assert!(lost.is_empty(), "round {round}: {lost:?}");
     }
-    assert!(acknowledged.len() > 20, "the children did something: {}", acknowledged.len());
+    assert!(acknowledged.len() >= 20, "the children did something: {}", acknowledged.len());
     cache.update(|tokens| tokens.add(&response("alice", "last"))).unwrap();
     assert_eq!(common::files(&base.path().join("tokens")), ["default.lock", "default.sealed"], "no litter");
 }

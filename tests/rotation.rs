@@ -74,6 +74,10 @@ fn replacing_all_tokens_counts_as_a_sign_out() {
         "nothing is there"
     );
     assert!(!rotated(&|tokens| *tokens = TokenCache::new()), "nothing was there to be signed out");
+    let add = |tokens: &mut TokenCache| drop(tokens.add(&response("bob", "read")).unwrap());
+    assert!(!rotated(&add));
+    assert!(!rotated(&|tokens| assert_eq!(tokens.remove_account(&account("nobody")).total(), 0)));
+    assert!(rotated(&|tokens| assert!(tokens.clear().total() > 0)));
     assert_eq!(bench.keys.len(), 1);
 }
 

@@ -309,3 +309,51 @@ fn is_exact_environment(fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
     let environment = fields.text(Field::Environment).unwrap_or_default();
     query.owner.environment.as_ref().is_none_or(|wanted| environment.eq_ignore_ascii_case(wanted))
 }
+
+#[cfg(all(test, feature = "file"))]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn cache(cached_at: u64) -> TokenCache {
+        let mut cache = TokenCache::new();
+        let row = format!(
+            r#"{{"secret":"at","environment":"e","client_id":"app","realm":"r","cached_at":"{cached_at}",
+            "expires_on":"1000","extended_expires_on":"1100"}}"#
+        );
+        cache.deserialize(format!(r#"{{"AccessToken":{{"k":{row}}}}}"#)).unwrap();
+        cache
+    }
+
+    #[test]
+    fn life_ends_on_the_second() {
+        for (life, skew, last) in [
+            (Life::Fresh, 50, 949),
+            // Longer than it lives at all: half of its life counts.
+            (Life::Fresh, 300, 949),
+            (Life::Fresh, 10, 989),
+            (Life::Valid, 300, 999),
+            (Life::Extended, 300, 1099),
+        ] {
+            let alive = |now: u64| {
+                let query = AccessTokenQuery::new("app").skew(Duration::from_secs(skew));
+                let query = query.at(UNIX_EPOCH + Duration::from_secs(now));
+                let found = cache(900).find_living_access_token(&query, life, None);
+                let refused = cache(900).find_living_access_token(&query, life, Some(&Secret::from("at")));
+                assert!(refused.is_none());
+                let other = cache(900).find_living_access_token(&query, life, Some(&Secret::from("other")));
+                assert_eq!(other.is_some(), found.is_some());
+                found.is_some()
+            };
+            assert!(alive(last) && !alive(last + 1), "{life:?} with {skew} s");
+        }
+    }
+
+    #[test]
+    fn a_token_that_never_lived_is_not_fresh() {
+        let query = AccessTokenQuery::new("app").at(UNIX_EPOCH + Duration::from_secs(900));
+        assert!(cache(1000).find_living_access_token(&query, Life::Fresh, None).is_none());
+        assert!(cache(1000).find_living_access_token(&query, Life::Valid, None).is_some());
+    }
+}

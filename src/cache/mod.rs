@@ -278,6 +278,15 @@ fn from_unix_seconds(seconds: i64) -> SystemTime {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "file")]
+    #[test]
+    fn the_length_is_known_before_it_is_written() {
+        let mut cache = TokenCache::new();
+        cache.deserialize(r#"{"AccessToken":{"k":{"secret":"s"}},"Other":[]}"#).unwrap();
+        let length = cache.serialize().json().len();
+        assert!((length..length + 32).contains(&cache.written_len()), "{} for {length}", cache.written_len());
+    }
+
     #[test]
     fn seconds_are_rounded_down_before_the_epoch_too() {
         for (milliseconds, seconds) in [(0_i64, 0), (1, 0), (1_999, 1), (-1, -1), (-1_000, -1), (-1_001, -2)]

@@ -4,7 +4,8 @@
 //! watches that thread, and makes one of its calls fail or kills the process as it enters it: strace
 //! numbers the calls of each thread by themselves, so that of many threads only the first would be met.
 //! Where `strace` is not installed the tests say so and pass, unless `TOKENSEAL_REQUIRE_STRACE` is set.
-#![cfg(all(target_os = "linux", feature = "file"))]
+//! The names of the calls are those of x86-64; others have none for a plain `rename`, say.
+#![cfg(all(target_os = "linux", target_arch = "x86_64", feature = "file"))]
 
 mod common;
 
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use common::{account, files, has, response, wanted, with_key_file};
 use tokenseal::{
@@ -74,7 +77,7 @@ impl Came {
 }
 
 /// Runs `task` and has strace watch it from a gate on.
-fn run(base: &Path, task: &str, gate: &str, strace: &[&str]) -> Came {
+fn run(base: &Path, task: &str, gate: &str, arguments: &[&str]) -> Came {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "as_a_child_process", "--nocapture", "--test-threads=1"])
         .env("TOKENSEAL_CHILD_BASE", base)
@@ -100,7 +103,7 @@ fn run(base: &Path, task: &str, gate: &str, strace: &[&str]) -> Came {
     let mut strace = Command::new("strace")
         .args(["-y", "-o"])
         .arg(&log)
-        .args(strace)
+        .args(arguments)
         .args(["-p", &thread])
         .args(if gate == "acquire" { &["-f"][..] } else { &[] })
         .stderr(Stdio::piped())
@@ -113,10 +116,23 @@ fn run(base: &Path, task: &str, gate: &str, strace: &[&str]) -> Came {
     // What strace says later must go somewhere.
     let drained = std::thread::spawn(move || about.lines().count());
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    // A fault may make it hang: then it is killed, which the log shows.
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let pid = child.id().to_string();
+    let watchdog = std::thread::spawn(move || {
+        let hangs = is_done.recv_timeout(Duration::from_secs(120)) == Err(RecvTimeoutError::Timeout);
+        if hangs {
+            Command::new("kill").args(["-KILL", &pid]).status().unwrap();
+        }
+        hangs
+    });
     out.read_to_string(&mut said).unwrap();
+    drop(done);
+    let hangs = watchdog.join().unwrap();
     child.wait().unwrap();
     strace.wait().unwrap();
     drained.join().unwrap();
+    assert!(!hangs, "{task} hangs after {gate} with {arguments:?}");
     let text = fs::read_to_string(&log).unwrap();
     fs::remove_file(log).unwrap();
     Came { said, log: text }
@@ -128,9 +144,9 @@ fn gate(name: &str) {
         // The standard library panics where it gets no seed for a thread's hash maps.
         let _ = std::hash::RandomState::new();
         let thread = fs::read_link("/proc/thread-self").unwrap();
+        let mut stdin = fs::File::open("/dev/stdin").unwrap();
         println!("\nat the gate: {}", thread.file_name().unwrap().display());
         // By a call that is none of those that are counted.
-        let mut stdin = fs::File::open("/dev/stdin").unwrap();
         assert_eq!(stdin.read_vectored(&mut [std::io::IoSliceMut::new(&mut [0])]).unwrap(), 1);
     }
 }
@@ -183,7 +199,9 @@ fn as_a_child_process() {
     let mut stdout = fs::File::options().append(true).open("/dev/stdout").unwrap();
     gate("task");
     let keys = Arc::new(Gated(KeyFileStore::new(base.join("keys")), AtomicUsize::new(0)));
-    let builder = || with_key_file(base).key_store(keys.clone());
+    // Attaching strace takes its time.
+    let patience = Duration::from_secs(60);
+    let builder = || with_key_file(base).key_store(keys.clone()).rotation_timeout(patience);
     let open = || builder().open();
     let done = match std::env::var("TOKENSEAL_CHILD_TASK").unwrap().as_str() {
         "first sign-in" | "add" => open().and_then(|cache| cache.add(&response("alice", "second")).map(drop)),

@@ -155,6 +155,9 @@ fn as_a_child_process() {
             assert!(has(&cache, "alice", "read"));
             let before = entries();
             assert!(before.iter().all(|entry| entry.is_ascii() && entry.starts_with("tokenseal-key-1:")));
+            let probed = probe();
+            let shown = format!("{probed} {probed:?} {}", probed.advice());
+            assert!(!shown.contains(&before[0][16..40]), "{shown}");
             let signed_out = cache.remove_account(&account("alice")).unwrap();
             assert!(!signed_out.is_rotation_pending(), "{:?}", signed_out.rotation());
             let after = entries();

@@ -90,6 +90,11 @@ impl KeyringStore {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the platform's own store admits that it is locked.
+    fn is_locked(&self) -> bool {
+        self.connect().is_ok_and(|store| native::is_native(&*store)) && native::is_locked().unwrap_or(false)
+    }
+
     fn explain(&self, error: Error, name: &KeyName) -> KeyStoreError {
         explain(error, self.description(), Some(name))
     }
@@ -175,7 +180,13 @@ impl KeyStore for KeyringStore {
                 String::from_utf8(bytes).map(Some).map_err(|error| Error::BadEncoding(error.into_bytes()))
             }
         };
-        Ok(self.with_entry(name, read)?.map(Secret::from))
+        let found = self.with_entry(name, read)?;
+        if found.is_none() && self.is_locked() {
+            // Some services know no entry while they are locked: the key is not lost.
+            let source = "it knows no entry while it is locked".into();
+            return Err(KeyStoreError::Locked { store: self.description(), source });
+        }
+        Ok(found.map(Secret::from))
     }
 
     fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {

@@ -88,10 +88,9 @@ impl FileStore {
         let Some(mut file) = private_file::open(&self.path)? else { return Ok(None) };
         let length = file.metadata().map_err(failed("examine", &self.path))?.len();
         self.check_size(length)?;
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        // In one block, and a byte more: a file that grows meanwhile is none of ours.
-        let mut bytes = Vec::with_capacity(length.saturating_add(1));
-        (&mut file).take(length as u64 + 1).read_to_end(&mut bytes).map_err(failed("read", &self.path))?;
+        // In one block. What a file that is none of ours grows by meanwhile is not read.
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+        (&mut file).take(length).read_to_end(&mut bytes).map_err(failed("read", &self.path))?;
         let watch =
             Watch::new(file, &bytes, self.has_reliable_identity).map_err(failed("examine", &self.path))?;
         Ok(Some(Record { bytes, watch }))

@@ -351,6 +351,23 @@ mod tests {
     }
 
     #[test]
+    fn a_family_s_token_is_used_by_those_who_are_known_to_be_in_it() {
+        let mut cache = TokenCache::new();
+        let json = r#"{"RefreshToken":{
+            "1":{"secret":"x","home_account_id":"u","environment":"e","client_id":"a","family_id":"1"},
+            "2":{"secret":"y","home_account_id":"u","environment":"e","client_id":"a"}},
+            "AppMetadata":{"b":{"client_id":"b","environment":"e","family_id":"1"},
+            "c":{"client_id":"c","environment":"e","family_id":"2"},"d":{"client_id":"d","environment":"e"}}}"#;
+        cache.deserialize(json).unwrap();
+        let tokens: Vec<RefreshToken> = cache.refresh_tokens().collect();
+        for (client_id, may_use) in [("a", true), ("b", true), ("c", false), ("d", false), ("unknown", false)]
+        {
+            assert_eq!(cache.may_use(client_id, &tokens[0]), may_use, "{client_id}");
+            assert_eq!(cache.may_use(client_id, &tokens[1]), client_id == "a", "{client_id}, no family");
+        }
+    }
+
+    #[test]
     fn a_token_that_never_lived_is_not_fresh() {
         let query = AccessTokenQuery::new("app").at(UNIX_EPOCH + Duration::from_secs(900));
         assert!(cache(1000).find_living_access_token(&query, Life::Fresh, None).is_none());

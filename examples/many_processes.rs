@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use support::identity_provider;
 use tokenseal::{
-    AccessTokenQuery, Account, Origin, PersistedTokenCache, RefreshFailure, Secret, TokenResponse,
+    AccessTokenQuery, Account, Origin, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse,
 };
 
 const APPLICATION: &str = "tokenseal-many-processes-example";
@@ -75,9 +75,9 @@ fn acquire(number: &str, provider: &str) -> Result<(), Box<dyn Error>> {
     let wanted = AccessTokenQuery::new(CLIENT_ID).account(&Account::new("ada", ENVIRONMENT)).scopes([SCOPE]);
     let token_endpoint = format!("{provider}/token");
     let own = std::process::id();
-    let call = move |refresh_token: Secret| {
+    let call = move |call: RefreshCall| {
         println!("process {own}: nobody else is at it, so I refresh");
-        refresh(&token_endpoint, &refresh_token)
+        refresh(&token_endpoint, &call)
     };
     let started = Instant::now();
     let acquired = cache.acquire(&wanted, call)?;
@@ -93,18 +93,13 @@ fn open() -> Result<PersistedTokenCache, Box<dyn Error>> {
     support::open(APPLICATION, PersistedTokenCache::builder(APPLICATION))
 }
 
-/// Sends a refresh token without the help of an OAuth library.
-fn refresh(token_endpoint: &str, refresh_token: &Secret) -> Result<TokenResponse, RefreshFailure> {
+/// Makes a refresh with an HTTP client.
+fn refresh(token_endpoint: &str, call: &RefreshCall) -> Result<TokenResponse, RefreshFailure> {
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    let form = [
-        ("grant_type", "refresh_token"),
-        ("client_id", CLIENT_ID),
-        ("refresh_token", refresh_token.expose()),
-    ];
-    let mut answer = agent.post(token_endpoint).send_form(form).map_err(RefreshFailure::transient)?;
-    let body = answer.body_mut().read_to_vec().map_err(RefreshFailure::transient)?;
-    if answer.status() != 200 {
-        return Err(RefreshFailure::from_error_response(answer.status().as_u16(), body));
-    }
-    Ok(TokenResponse::from_json(body)?)
+    let request = agent.post(token_endpoint).content_type("application/x-www-form-urlencoded");
+    let answer = request.send(call.form().expose()).map_err(RefreshFailure::transient)?;
+    let (parts, mut body) = answer.into_parts();
+    let body = body.read_to_vec().map_err(RefreshFailure::transient)?;
+    let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    call.answer(parts.status.as_u16(), header("content-type"), header("retry-after"), body)
 }

@@ -3,7 +3,8 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex};
+use crate::process::Process;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// As good as for ever.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -19,42 +20,68 @@ pub(crate) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// Lets one at a time through.
+/// Lets one at a time through, of the threads of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Lane {
-    is_taken: Mutex<bool>,
+    taken: Mutex<Option<Taken>>,
     freed: Condvar,
+}
+
+#[derive(Debug)]
+struct Taken {
+    /// In a child that was forked meanwhile nobody has the turn.
+    process: Process,
+    is_overdue: bool,
 }
 
 impl Lane {
     /// Waits for the turn; `None` after the deadline.
     pub(crate) fn enter(self: &Arc<Self>, deadline: Instant) -> Option<InLane> {
-        let mut is_taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
-        while *is_taken {
+        let mut taken = self.taken();
+        while taken.as_ref().is_some_and(|taken| taken.process.is_current()) {
             let left = left(deadline);
             if left.is_zero() {
                 return None;
             }
-            is_taken = self.freed.wait_timeout(is_taken, left).unwrap_or_else(PoisonError::into_inner).0;
+            taken = self.freed.wait_timeout(taken, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        *is_taken = true;
-        Some(InLane(Arc::clone(self)))
+        let process = Process::current();
+        *taken = Some(Taken { process, is_overdue: false });
+        Some(InLane { lane: Arc::clone(self), process })
     }
 
-    /// Whether somebody has the turn.
-    pub(crate) fn is_taken(&self) -> bool {
-        *self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Says that whoever has the turn takes longer than it was given.
+    pub(crate) fn set_overdue(&self) {
+        if let Some(taken) = &mut *self.taken() {
+            taken.is_overdue = true;
+        }
+    }
+
+    /// Whether somebody has the turn for longer than it was given.
+    pub(crate) fn is_overdue(&self) -> bool {
+        let taken = self.taken();
+        taken.as_ref().is_some_and(|taken| taken.is_overdue && taken.process.is_current())
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Option<Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The turn, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct InLane(Arc<Lane>);
+pub(crate) struct InLane {
+    lane: Arc<Lane>,
+    process: Process,
+}
 
 impl Drop for InLane {
     fn drop(&mut self) {
-        *self.0.is_taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        self.0.freed.notify_one();
+        // In a child the turn may be somebody else's by now.
+        if self.process.is_current() {
+            *self.lane.taken() = None;
+            self.lane.freed.notify_one();
+        }
     }
 }
 
@@ -66,13 +93,17 @@ mod tests {
     fn one_at_a_time_until_the_deadline() {
         let lane = Arc::new(Lane::default());
         let first = lane.enter(after(Duration::ZERO)).unwrap();
-        assert!(lane.is_taken() && lane.enter(after(Duration::from_millis(20))).is_none());
+        assert!(lane.enter(after(Duration::from_millis(20))).is_none());
+        assert!(!lane.is_overdue());
+        lane.set_overdue();
+        assert!(lane.is_overdue());
         let waiting = std::thread::spawn({
             let lane = Arc::clone(&lane);
             move || lane.enter(after(Duration::from_secs(20))).is_some()
         });
         drop(first);
-        assert!(waiting.join().unwrap() && !lane.is_taken());
+        assert!(waiting.join().unwrap() && !lane.is_overdue());
+        assert!(lane.enter(after(Duration::ZERO)).is_some());
     }
 
     #[test]

@@ -15,14 +15,14 @@
 //!
 //! ```no_run
 //! # #[cfg(feature = "keyring")] fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use tokenseal::{AccessTokenQuery, PersistedTokenCache, RefreshFailure, Secret, TokenResponse};
+//! use tokenseal::{AccessTokenQuery, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse};
 //! # fn sign_in() -> Result<String, std::io::Error> { std::io::read_to_string(std::io::stdin()) }
-//! # fn refresh(_: Secret) -> Result<TokenResponse, RefreshFailure> { Err(RefreshFailure::transient("no client")) }
+//! # fn refresh(_: RefreshCall) -> Result<TokenResponse, RefreshFailure> { Err(RefreshFailure::transient("no client")) }
 //!
 //! let cache = PersistedTokenCache::open("contoso-cli")?;
 //! for account in cache.accounts()? {
 //!     let wanted = AccessTokenQuery::new("my-client").account(&account).scopes(["User.Read"]);
-//!     match cache.acquire(&wanted, refresh) { // `refresh` sends the refresh token that it is given
+//!     match cache.acquire(&wanted, refresh) { // `refresh` sends the request that it is given
 //!         Err(error) if error.is_sign_in_required() => continue,
 //!         acquired => {
 //!             println!("signed in as {}, until {:?}", account.username(), acquired?.token().expires_on());
@@ -109,6 +109,8 @@ mod persisted;
 #[cfg(feature = "file")]
 mod private_file;
 #[cfg(feature = "file")]
+mod process;
+#[cfg(feature = "file")]
 mod refresh;
 pub mod seal;
 mod secret;
@@ -133,7 +135,7 @@ pub use persisted::{Error, PersistedTokenCache, PersistedTokenCacheBuilder, Rota
 pub use private_file::FileError;
 #[cfg(feature = "file")]
 pub use refresh::{
-    AcquireError, AcquireRequest, Acquired, FailedCall, Origin, RefreshFailure, RefreshGuard,
+    AcquireError, AcquireRequest, Acquired, FailedCall, Origin, RefreshCall, RefreshFailure, RefreshGuard,
     SharedTokenCache, SignInReason,
 };
 #[cfg(feature = "file")]

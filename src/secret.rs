@@ -126,6 +126,12 @@ impl SecretBytes {
         &mut self.0
     }
 
+    /// The text of bytes that are one.
+    #[cfg(feature = "file")]
+    pub(crate) fn into_secret(self) -> Secret {
+        Secret::from(String::from_utf8(self.into_vec()).expect("made of text"))
+    }
+
     /// Gives the buffer out. The caller answers for what is in it from here on.
     pub(crate) fn into_vec(mut self) -> Vec<u8> {
         std::mem::take(&mut self.0)

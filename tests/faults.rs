@@ -327,7 +327,12 @@ fn check(base: &Path, task: &str, acknowledged: bool, what: &str) {
         // The next refresh takes the lock at once, and the note of the killed one away.
         let wanted = wanted("alice", "other");
         let answer = r#"{"access_token":"at","refresh_token":"again","expires_in":3600}"#;
-        let acquired = cache.acquire(&wanted, move |_| Ok(TokenResponse::from_json(answer)?)).unwrap();
+        let acquired = cache
+            .acquire(&wanted, move |call| {
+                let _sent = call.form();
+                call.answer(200, None, None, answer)
+            })
+            .unwrap();
         assert!(acquired.is_persisted(), "{what}");
         left = files(&base.join("tokens"));
         left.retain(|name| !name.ends_with(".refresh.lock"));

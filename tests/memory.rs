@@ -144,8 +144,8 @@ fn as_a_child_process_that_refreshes() {
     let cache = open(base);
     let wanted = AccessTokenQuery::new("app").account(&Account::new("user-0", "e"));
     let answer = base.join("answer.json");
-    let acquired = cache.acquire(&wanted, move |refresh_token| {
-        assert!(refresh_token.expose().len() > 1_000);
+    let acquired = cache.acquire(&wanted, move |call| {
+        assert!(call.refresh_token().expose().len() > 1_000);
         Ok(TokenResponse::from_json(fs::read(&answer).unwrap())?)
     });
     moment("acquired");
@@ -154,8 +154,8 @@ fn as_a_child_process_that_refreshes() {
     let acquired = cache.acquire(&wanted, |_| Err(RefreshFailure::transient("no call is needed")));
     drop(acquired.unwrap());
     let rejected = wanted.at(std::time::SystemTime::now() + std::time::Duration::from_secs(7_200));
-    let error = cache.acquire(&rejected, |refresh_token| {
-        drop(refresh_token);
+    let error = cache.acquire(&rejected, |call| {
+        drop(call);
         Err(RefreshFailure::rejected("invalid_grant"))
     });
     assert!(error.unwrap_err().is_sign_in_required());

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
-use tokenseal::{TokenCache, TokenResponse};
+use tokenseal::{CacheError, TokenCache, TokenResponse};
 
 fn response(event: &Value) -> TokenResponse {
     let text = |name: &str| event.get(name).and_then(Value::as_str);
@@ -39,7 +39,11 @@ fn replay(events: &Path) -> TokenCache {
         if let Some(now) = event["now"].as_u64() {
             response = response.received_at(UNIX_EPOCH + Duration::from_secs(now));
         }
-        cache.add(&response).unwrap();
+        match cache.add(&response) {
+            // msal takes an event without a token for one, and writes a row that nobody finds.
+            Err(CacheError::NoTokens) => assert!(event["event"].get("response").is_none()),
+            added => drop(added.unwrap()),
+        }
     }
     cache
 }
@@ -51,8 +55,11 @@ fn every_fixture_is_reproduced_in_value_and_in_order() {
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         let Some(name) = path.to_str().and_then(|name| name.strip_suffix(".events.json")) else { continue };
-        let expected: Value =
+        let mut expected: Value =
             serde_json::from_slice(&std::fs::read(format!("{name}.json")).unwrap()).unwrap();
+        if name.ends_with("13b_noop_add") {
+            expected = serde_json::json!({});
+        }
         let written: Value = serde_json::from_slice(replay(&path).serialize().json().expose()).unwrap();
         // Printed, the order of rows and fields counts as well.
         assert_eq!(

@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::rotating::{Rotating, expire, refresh_tokens, sign_in_expired, wanted};
 use common::{Bench, CLIENT, account};
 use tokenseal::{
-    AcquireError, AcquireRequest, Origin, PersistedTokenCache, RefreshFailure, RefreshTokenQuery, Secret,
-    SharedTokenCache, TokenCache, TokenResponse,
+    AcquireError, AcquireRequest, Origin, PersistedTokenCache, RefreshCall, RefreshFailure,
+    RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
 };
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -18,24 +18,26 @@ const SHORT: Duration = Duration::from_millis(200);
 /// A call that takes a while, as asynchronous ones do.
 fn call(
     provider: &Arc<Rotating>,
-) -> impl FnMut(Secret) -> std::pin::Pin<Box<dyn Future<Output = Result<TokenResponse, RefreshFailure>> + Send>>
+) -> impl FnMut(
+    RefreshCall,
+) -> std::pin::Pin<Box<dyn Future<Output = Result<TokenResponse, RefreshFailure>> + Send>>
 + Send
 + 'static {
     let provider = Arc::clone(provider);
-    move |refresh_token| {
+    move |call| {
         let provider = Arc::clone(&provider);
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            provider.refresh(refresh_token.expose())
+            provider.refresh(&call)
         })
     }
 }
 
-async fn never(_: Secret) -> Result<TokenResponse, RefreshFailure> {
+async fn never(_: RefreshCall) -> Result<TokenResponse, RefreshFailure> {
     panic!("no call was to be made")
 }
 
-async fn hang(_: Secret) -> Result<TokenResponse, RefreshFailure> {
+async fn hang(_: RefreshCall) -> Result<TokenResponse, RefreshFailure> {
     std::future::pending().await
 }
 

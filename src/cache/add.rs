@@ -1,22 +1,20 @@
 //! Adds a token response: the rows that msal (Python) 1.39 would write, without its defects.
 
-use std::time::SystemTime;
+use std::borrow::Cow;
 
+use super::TokenCache;
 use super::account::Account;
-use super::claims::Claims;
-use super::environment;
+use super::derive::Derived;
 use super::error::CacheError;
 use super::fields::{Field, Fields};
+use super::issuer;
 use super::json_text;
 use super::map_key::KeyParts;
-use super::response::TokenResponse;
+use super::owner::{NAMED, SentToken};
+use super::response::{Seconds, TokenResponse};
 use super::row_text::{RowFields, Value, with_fields};
 use super::rows::{Kind, RowId, RowText};
-use super::{TokenCache, unix_seconds};
 use crate::secret::Secret;
-
-/// How long an access token is taken to live when its response does not say, in seconds.
-const DEFAULT_LIFETIME: i64 = 600;
 
 /// The grant types by which a user signs in, as opposed to one that only refreshes.
 const SIGN_IN_GRANTS: [&str; 5] =
@@ -38,6 +36,7 @@ const SIGN_IN_GRANTS: [&str; 5] =
 pub struct Added {
     account: Option<Account>,
     is_signed_out: bool,
+    has_expired: bool,
 }
 
 impl Added {
@@ -51,143 +50,11 @@ impl Added {
     pub fn is_signed_out(&self) -> bool {
         self.is_signed_out
     }
-}
 
-/// Everything that is derived from a response before anything is written.
-struct Derived<'a> {
-    response: &'a TokenResponse,
-    client_id: Option<&'a str>,
-    environment: Option<String>,
-    realm: Option<String>,
-    home_account_id: Option<String>,
-    id_claims: Option<Claims>,
-    target: String,
-    now: i64,
-    access_token: Option<Secret>,
-    refresh_token: Option<Secret>,
-    id_token: Option<Secret>,
-    family: Option<String>,
-}
-
-impl<'a> Derived<'a> {
-    fn of(response: &'a TokenResponse, cache: &TokenCache) -> Result<Self, CacheError> {
-        let body = &response.body;
-        let (environment, realm) = environment_and_realm(response)?;
-        let access_token = body.secret_of("access_token")?;
-        let refresh_token = body.secret_of("refresh_token")?;
-        let id_token = body.secret_of("id_token")?;
-        let id_claims = match id_token.as_ref().map(|token| Claims::of_id_token(token.expose())) {
-            // An encrypted token cannot be read, and need not be where the account is named.
-            Some(Err(_)) if response.home_account_id.is_some() => None,
-            claims => claims.transpose()?,
-        };
-        let home_account_id = match home_account_id(response, id_claims.as_ref())? {
-            // The answer to a refresh need not say whose it is (OpenID Connect Core section 12.2).
-            None => cache.owner_of_sent_refresh_token(response, environment.as_deref()),
-            known => known,
-        };
-        let is_app_grant = match response.grant_type.as_deref() {
-            _ if response.is_refresh() => false,
-            None => refresh_token.is_none() && id_token.is_none(),
-            Some(grant_type) => grant_type == "client_credentials",
-        };
-        if home_account_id.is_none() && !is_app_grant {
-            return Err(CacheError::NoAccount);
-        }
-        Ok(Self {
-            client_id: response.client_id.as_deref(),
-            environment,
-            realm,
-            home_account_id,
-            id_claims,
-            target: target(response)?,
-            now: unix_seconds(response.received_at.unwrap_or_else(SystemTime::now)),
-            access_token,
-            refresh_token,
-            id_token,
-            family: family(response),
-            response,
-        })
+    /// Whether the access token had expired when it came.
+    pub fn has_expired(&self) -> bool {
+        self.has_expired
     }
-
-    fn parts(&self) -> KeyParts<'_> {
-        KeyParts {
-            home_account_id: self.home_account_id.as_deref().unwrap_or_default(),
-            environment: self.environment.as_deref().unwrap_or_default(),
-            client_id: self.client_id.unwrap_or_default(),
-            realm: self.realm.as_deref().unwrap_or_default(),
-            target: &self.target,
-            ext_cache_key: None,
-        }
-    }
-
-    /// When the access token expires, and when its extended lifetime does.
-    fn expiry(&self) -> Result<(i64, i64), CacheError> {
-        let body = &self.response.body;
-        let lifetime = match body.seconds_of("expires_in")? {
-            Some(lifetime) => lifetime,
-            None => match body.seconds_of("expires_on")?.filter(|&expires_on| expires_on != 0) {
-                Some(expires_on) => expires_on.saturating_sub(self.now),
-                None => DEFAULT_LIFETIME,
-            },
-        };
-        let extended = body.seconds_of("ext_expires_in")?.unwrap_or(lifetime);
-        Ok((self.now.saturating_add(lifetime), self.now.saturating_add(extended)))
-    }
-
-    fn username(&self) -> &str {
-        self.response.username.as_deref().unwrap_or_default()
-    }
-}
-
-fn environment_and_realm(response: &TokenResponse) -> Result<(Option<String>, Option<String>), CacheError> {
-    let (mut environment, mut realm) = (None, None);
-    if let Some(url) = &response.token_endpoint {
-        let (host, first_segment) = environment::of_token_endpoint(url)?;
-        if first_segment.is_none() && response.realm.is_none() {
-            return Err(CacheError::TokenEndpoint { reason: "has no path that names a realm" });
-        }
-        (environment, realm) = (Some(host), first_segment);
-    }
-    Ok((response.environment.clone().or(environment), response.realm.clone().or(realm)))
-}
-
-fn home_account_id(
-    response: &TokenResponse,
-    id_claims: Option<&Claims>,
-) -> Result<Option<String>, CacheError> {
-    if let Some(named) = response.home_account_id.clone().filter(|named| !named.is_empty()) {
-        return Ok(Some(named));
-    }
-    if let Some(client_info) = response.body.text_of("client_info")? {
-        let client_info = Claims::of_client_info(&client_info)?;
-        if let (Some(uid), Some(utid)) = (client_info.text("uid"), client_info.text("utid")) {
-            return Ok(Some(format!("{uid}.{utid}")));
-        }
-    }
-    Ok(id_claims.and_then(|claims| claims.text("sub")))
-}
-
-/// The response's `foci`. A number is taken for its digits; anything else names no family.
-fn family(response: &TokenResponse) -> Option<String> {
-    let raw = response.body.raw("foci")?;
-    let family = if raw.bytes().all(|byte| byte.is_ascii_digit()) {
-        raw.into()
-    } else {
-        json_text::decode(raw)?.into_owned()
-    };
-    (!family.is_empty()).then_some(family)
-}
-
-fn target(response: &TokenResponse) -> Result<String, CacheError> {
-    let scope = response.body.text_of("scope")?;
-    let mut scopes: Vec<&str> = match (&response.granted_scopes, &scope) {
-        (Some(granted), _) => granted.iter().map(String::as_str).collect(),
-        (None, Some(scope)) => scope.split_ascii_whitespace().collect(),
-        (None, None) => response.requested_scopes.iter().map(String::as_str).collect(),
-    };
-    scopes.sort_unstable();
-    Ok(scopes.join(" "))
 }
 
 impl TokenCache {
@@ -197,18 +64,24 @@ impl TokenCache {
     /// The rows and their keys are those of msal (Python) 1.39; the differences are listed in the
     /// [module documentation](crate#where-tokenseal-differs-from-msal-python).
     ///
+    /// An access token without a lifetime gets msal's 600 seconds, unless it is a user's and there is no
+    /// refresh token, in the response or the cache: then it does not expire as far as anybody knows, as at
+    /// GitHub. [`TokenResponse::lifetime`] and its like say otherwise. One that has expired when it comes
+    /// does not take the place of one that has not.
+    ///
+    /// If the response answers a refresh ([`TokenResponse::sent_refresh_token`]), the account, the
+    /// environment and the client are those of the refresh token that was sent.
+    ///
     /// # Errors
-    /// [`CacheError`] if the response cannot be understood, if nothing says whose tokens they are, or
-    /// if the cache cannot take them. Nothing is changed then.
+    /// [`CacheError`] if the response cannot be understood or is an error, if nothing says whose tokens
+    /// they are, if they are another user's than the refresh token that was sent, or if the cache cannot
+    /// take them. Nothing is changed then.
     pub fn add(&mut self, response: &TokenResponse) -> Result<Added, CacheError> {
         let derived = Derived::of(response, self)?;
         let is_refresh = response.is_refresh();
         if is_refresh && self.is_signed_out(&derived) {
-            return Ok(Added { account: None, is_signed_out: true });
+            return Ok(Added { account: None, is_signed_out: true, has_expired: false });
         }
-        let (expires_on, extended_expires_on) = derived.expiry()?;
-        let refresh_in = response.body.seconds_of("refresh_in")?;
-        let token_type = response.body.text_of("token_type")?;
         let account_is_written = derived.home_account_id.is_some() && !is_refresh;
         for (kind, is_written) in [
             (Kind::AccessToken, derived.access_token.is_some()),
@@ -222,13 +95,23 @@ impl TokenCache {
             }
         }
 
+        let mut has_expired = false;
         if let Some(access_token) = &derived.access_token {
+            let has_refresh_token = derived.refresh_token.is_some() || self.has_refresh_token(&derived);
+            let (expires_on, extended_expires_on) = derived.expiry(has_refresh_token);
+            let refresh_on = match response.body.seconds_of("refresh_in") {
+                Seconds::Read(seconds) => Some(derived.now.saturating_add(seconds).to_string()),
+                Seconds::Absent | Seconds::Unreadable => None,
+            };
             let times = AccessTokenTimes {
                 cached_at: derived.now.to_string(),
                 expires_on: expires_on.to_string(),
                 extended_expires_on: extended_expires_on.to_string(),
-                refresh_on: refresh_in.map(|seconds| derived.now.saturating_add(seconds).to_string()),
+                refresh_on,
+                has_expired: expires_on <= derived.now,
             };
+            has_expired = times.has_expired;
+            let token_type = response.body.hint("token_type");
             let token_type = token_type.as_deref().unwrap_or("Bearer");
             self.add_access_token(&derived, access_token, token_type, &times);
         }
@@ -238,42 +121,35 @@ impl TokenCache {
         if let Some(id_token) = &derived.id_token {
             self.add_id_token(&derived, id_token);
         }
-        if let Some(refresh_token) = &derived.refresh_token {
-            self.add_refresh_token(&derived, refresh_token);
+        match &derived.refresh_token {
+            Some(refresh_token) => self.add_refresh_token(&derived, refresh_token),
+            None if account_is_written => self.touch_refresh_tokens(&derived),
+            None => {}
         }
         self.add_app_metadata(&derived);
         self.changed();
         let account = derived.home_account_id.as_ref().map(|home_account_id| {
-            let environment = derived.environment.as_deref().unwrap_or_default();
-            self.find_account(home_account_id, environment).unwrap_or_else(|| {
-                let realm = derived.realm.as_deref().unwrap_or_default();
-                Account::bare(home_account_id, environment, realm)
-            })
+            let bare = Account {
+                realms: derived.realm.iter().filter(|realm| !realm.is_empty()).cloned().collect(),
+                issuer: derived.issuer.clone(),
+                ..Account::new(home_account_id, &derived.environment)
+            };
+            self.find_account(&bare).unwrap_or(bare)
         });
-        Ok(Added { account, is_signed_out: false })
-    }
-
-    /// Whose refresh token was sent, as far as the cache still has it.
-    fn owner_of_sent_refresh_token(
-        &self,
-        response: &TokenResponse,
-        environment: Option<&str>,
-    ) -> Option<String> {
-        let sent = response.sent_refresh_token.as_ref()?;
-        self.rows.all(Kind::RefreshToken).map(|row| self.rows.fields(row)).find_map(|fields| {
-            let is_it =
-                self.is_in(&fields, environment) && fields.secret().is_some_and(|secret| secret == *sent);
-            is_it.then(|| fields.text(Field::HomeAccountId).map(std::borrow::Cow::into_owned))?
-        })
+        Ok(Added { account, is_signed_out: false, has_expired })
     }
 
     /// Whether the account has neither an account row nor a refresh token: so a sign-out leaves it.
     fn is_signed_out(&self, derived: &Derived<'_>) -> bool {
         let Some(owner) = &derived.home_account_id else { return false };
-        let environment = derived.environment.as_deref().unwrap_or_default();
         [Kind::Account, Kind::RefreshToken]
             .into_iter()
-            .all(|kind| self.rows_of(kind, owner, environment).is_empty())
+            .all(|kind| self.rows_of(kind, owner, &derived.environment, derived.issuer.as_deref()).is_empty())
+    }
+
+    /// The scopes that a refresh token came with, as far as its row says.
+    pub(super) fn scopes_of_sign_in(&self, sent: Option<&SentToken>) -> Option<String> {
+        self.rows.fields(sent?.row).text(Field::Target).map(Cow::into_owned)
     }
 
     fn add_access_token(
@@ -290,8 +166,8 @@ impl TokenCache {
         row.put("credential_type", Value::Text("AccessToken"));
         row.put("secret", Value::Text(secret.expose()));
         row.put("home_account_id", derived.home_account_id.as_deref());
-        row.put("environment", derived.environment.as_deref());
-        row.put("client_id", derived.client_id);
+        row.put("environment", Value::Text(&derived.environment));
+        row.put("client_id", Value::Text(&derived.client_id));
         row.put("target", Value::Text(&derived.target));
         row.put("realm", derived.realm.as_deref());
         row.put("token_type", Value::Text(token_type));
@@ -307,6 +183,7 @@ impl TokenCache {
         if let Some(refresh_on) = &times.refresh_on {
             row.put("refresh_on", Value::Text(refresh_on));
         }
+        put_issuer(&mut row, derived);
         // Under its own key msal lets a token of another type replace this one. In a row that another
         // SDK wrote under another key, the type and key must be the same.
         let is_same_token = |fields: &Fields<'_>| {
@@ -319,9 +196,15 @@ impl TokenCache {
                 && fields.text(Field::UserAssertionHash).is_none()
         };
         match self.slot(Kind::AccessToken, &parts, is_same_token) {
+            Slot::Taken(old) if times.has_expired && self.lives(old, derived.now) => {}
             Slot::Taken(old) => self.rewrite(Kind::AccessToken, old, |key, _| row.write(key)),
             Slot::Free(key) => self.rows.insert(Kind::AccessToken, row.write(&key)),
         }
+    }
+
+    /// Whether an access token has not expired.
+    fn lives(&self, row: RowId, now: i64) -> bool {
+        self.rows.fields(row).time(Field::ExpiresOn).is_some_and(|expires_on| expires_on > now)
     }
 
     fn add_account(&mut self, derived: &Derived<'_>) {
@@ -333,7 +216,7 @@ impl TokenCache {
         let grant_type = derived.response.grant_type.as_deref();
         let mut row = RowFields::default();
         row.put("home_account_id", derived.home_account_id.as_deref());
-        row.put("environment", derived.environment.as_deref());
+        row.put("environment", Value::Text(&derived.environment));
         row.put("realm", derived.realm.as_deref());
         row.put("local_account_id", local_account_id.as_deref());
         row.put("username", Value::Text(username.as_deref().unwrap_or(derived.username())));
@@ -344,6 +227,7 @@ impl TokenCache {
         if let Some(grant_type) = grant_type.filter(|grant_type| SIGN_IN_GRANTS.contains(grant_type)) {
             row.put("account_source", Value::Text(grant_type));
         }
+        put_issuer(&mut row, derived);
         match self.slot(Kind::Account, &derived.parts(), |_| true) {
             Slot::Taken(old) => self.rewrite(Kind::Account, old, |key, value| row.merge(key, value)),
             Slot::Free(key) => self.rows.insert(Kind::Account, row.write(&key)),
@@ -355,9 +239,10 @@ impl TokenCache {
         row.put("credential_type", Value::Text("IdToken"));
         row.put("secret", Value::Text(secret.expose()));
         row.put("home_account_id", derived.home_account_id.as_deref());
-        row.put("environment", derived.environment.as_deref());
+        row.put("environment", Value::Text(&derived.environment));
         row.put("realm", derived.realm.as_deref());
-        row.put("client_id", derived.client_id);
+        row.put("client_id", Value::Text(&derived.client_id));
+        put_issuer(&mut row, derived);
         let is_same_token = |fields: &Fields<'_>| fields.text(Field::UserAssertionHash).is_none();
         match self.slot(Kind::IdToken, &derived.parts(), is_same_token) {
             Slot::Taken(old) => self.rewrite(Kind::IdToken, old, |key, _| row.write(key)),
@@ -366,57 +251,89 @@ impl TokenCache {
     }
 
     fn add_refresh_token(&mut self, derived: &Derived<'_>, secret: &Secret) {
-        let modified = derived.now.to_string();
-        if self.renew_sent_refresh_token(derived, secret, &modified) {
+        if self.renew_sent_refresh_token(derived, secret) {
             return;
         }
         if derived.response.sent_refresh_token.is_some() && self.has_refresh_token(derived) {
             // The one that was sent is gone and another came: a newer sign-in, which this must not undo.
             return;
         }
-        let mut row = RowFields::default();
-        row.put("credential_type", Value::Text("RefreshToken"));
-        row.put("secret", Value::Text(secret.expose()));
-        row.put("home_account_id", derived.home_account_id.as_deref());
-        row.put("environment", derived.environment.as_deref());
-        row.put("client_id", derived.client_id);
-        row.put("target", Value::Text(&derived.target));
-        row.put("last_modification_time", Value::Text(&modified));
-        if let Some(family) = &derived.family {
-            row.put("family_id", Value::Text(family));
-        }
         // The other SDKs write no target: their one row for the client is the one that is renewed.
         let is_same_token = |fields: &Fields<'_>| {
             fields.text(Field::FamilyId).as_deref() == derived.family.as_deref()
                 && fields.text(Field::UserAssertionHash).is_none()
         };
-        match self.slot(Kind::RefreshToken, &derived.parts(), is_same_token) {
+        let slot = self.slot(Kind::RefreshToken, &derived.parts(), is_same_token);
+        let modified = match &slot {
+            Slot::Taken(old) => self.modified_after(*old, derived),
+            Slot::Free(_) => derived.now.to_string(),
+        };
+        let mut row = RowFields::default();
+        row.put("credential_type", Value::Text("RefreshToken"));
+        row.put("secret", Value::Text(secret.expose()));
+        row.put("home_account_id", derived.home_account_id.as_deref());
+        row.put("environment", Value::Text(&derived.environment));
+        row.put("client_id", Value::Text(&derived.client_id));
+        row.put("target", Value::Text(&derived.target));
+        row.put("last_modification_time", Value::Text(&modified));
+        if let Some(family) = &derived.family {
+            row.put("family_id", Value::Text(family));
+        }
+        put_issuer(&mut row, derived);
+        if derived.is_named {
+            row.put("home_account_id_source", Value::Text(NAMED));
+        }
+        match slot {
             Slot::Taken(old) => self.rewrite(Kind::RefreshToken, old, |key, _| row.write(key)),
             Slot::Free(key) => self.rows.insert(Kind::RefreshToken, row.write(&key)),
         }
     }
 
-    /// Whether the client has a refresh token of this user.
+    /// The refresh tokens that the client has of this user, its family's not among them.
+    fn own_refresh_tokens(&self, derived: &Derived<'_>) -> Vec<RowId> {
+        let Some(owner) = &derived.home_account_id else { return Vec::new() };
+        let mut rows =
+            self.rows_of(Kind::RefreshToken, owner, &derived.environment, derived.issuer.as_deref());
+        rows.retain(|&row| self.rows.fields(row).is(Field::ClientId, &derived.client_id));
+        rows
+    }
+
     fn has_refresh_token(&self, derived: &Derived<'_>) -> bool {
-        let Some(owner) = &derived.home_account_id else { return false };
-        let environment = derived.environment.as_deref().unwrap_or_default();
-        let rows = self.rows_of(Kind::RefreshToken, owner, environment);
-        let client_id = derived.client_id.unwrap_or_default();
-        rows.into_iter().any(|row| self.rows.fields(row).is(Field::ClientId, client_id))
+        !self.own_refresh_tokens(derived).is_empty()
+    }
+
+    /// A sign-in without a refresh token, as Google's second one, leaves the old one: that it was seen to
+    /// work again shows in the time of the row, by which refusals of before are known to be over.
+    fn touch_refresh_tokens(&mut self, derived: &Derived<'_>) {
+        for row in self.own_refresh_tokens(derived) {
+            let modified = self.modified_after(row, derived);
+            self.rewrite(Kind::RefreshToken, row, |key, value| {
+                with_fields(key, value, &[(Field::LastModificationTime, "last_modification_time", &modified)])
+            });
+        }
+    }
+
+    /// The time of a sign-in that renews a row: unless the program says when that was, it is later than the
+    /// row's own, so that the two are told apart though they come within one second.
+    fn modified_after(&self, row: RowId, derived: &Derived<'_>) -> String {
+        let before = self.rows.fields(row).time(Field::LastModificationTime);
+        let before = before.filter(|_| derived.response.received_at.is_none());
+        before.map_or(derived.now, |before| derived.now.max(before.saturating_add(1))).to_string()
     }
 
     /// Puts a rotated refresh token in every row that holds the one it replaces.
-    fn renew_sent_refresh_token(&mut self, derived: &Derived<'_>, secret: &Secret, modified: &str) -> bool {
+    fn renew_sent_refresh_token(&mut self, derived: &Derived<'_>, secret: &Secret) -> bool {
         let (Some(sent), Some(owner)) = (&derived.response.sent_refresh_token, &derived.home_account_id)
         else {
             return false;
         };
-        let environment = derived.environment.as_deref().unwrap_or_default();
-        let holders = self.refresh_tokens_with_secret(owner, environment, sent);
+        let holders = self.refresh_tokens_with_secret(owner, &derived.environment, sent);
         for &row in &holders {
+            let before = self.rows.fields(row).time(Field::LastModificationTime).unwrap_or(derived.now);
+            let modified = derived.now.max(before).to_string();
             self.rewrite(Kind::RefreshToken, row, |key, value| {
                 let secret = (Field::Secret, "secret", secret.expose());
-                let modified = (Field::LastModificationTime, "last_modification_time", modified);
+                let modified = (Field::LastModificationTime, "last_modification_time", modified.as_str());
                 with_fields(key, value, &[secret, modified])
             });
         }
@@ -425,8 +342,8 @@ impl TokenCache {
 
     fn add_app_metadata(&mut self, derived: &Derived<'_>) {
         let mut row = RowFields::default();
-        row.put("client_id", derived.client_id);
-        row.put("environment", derived.environment.as_deref());
+        row.put("client_id", Value::Text(&derived.client_id));
+        row.put("environment", Value::Text(&derived.environment));
         if let Some(family) = &derived.family {
             row.put("family_id", Value::Text(family));
         }
@@ -445,18 +362,46 @@ impl TokenCache {
     ) -> Slot {
         let plain = parts.map_key(kind);
         let in_the_way = self.rows.under_map_key(kind, &plain);
+        let mut same = self.rows.of_identity(kind, parts);
+        same.retain(|&row| {
+            self.is_same_row(kind, row, parts)
+                && (in_the_way == Some(row) || is_same_token(&self.rows.fields(row)))
+        });
         if let Some(row) = in_the_way.filter(|&row| self.is_same_row(kind, row, parts)) {
-            return Slot::Taken(row);
+            // Before all others, where both are of one issuer.
+            same.retain(|&other| other != row);
+            same.insert(0, row);
         }
-        let under_other_keys = self.rows.of_identity(kind, parts);
-        let renewed = under_other_keys
-            .into_iter()
-            .find(|&row| self.is_same_row(kind, row, parts) && is_same_token(&self.rows.fields(row)));
-        if let Some(row) = renewed {
+        if let Some(row) = self.of_issuer(kind, &same, parts.issuer) {
             return Slot::Taken(row);
         }
         let key = if in_the_way.is_none() { plain } else { parts.distinct_map_key(kind) };
         self.rows.under_map_key(kind, &key).map_or_else(|| Slot::Free(json_text::encoded(&key)), Slot::Taken)
+    }
+
+    /// Of rows that differ in who issued what they are about, the one of this issuer. A row that says
+    /// nothing is of the one that comes first.
+    fn of_issuer(&self, kind: Kind, rows: &[RowId], wanted: Option<&str>) -> Option<RowId> {
+        let issuer = |&row: &RowId| {
+            let fields = self.rows.fields(row);
+            let own = fields.text(Field::Issuer).map(Cow::into_owned);
+            own.or_else(|| wanted.and_then(|_| self.issuer_of(kind, &fields)))
+        };
+        let issuers: Vec<Option<String>> = rows.iter().map(issuer).collect();
+        let find =
+            |is_it: &dyn Fn(&Option<String>) -> bool| issuers.iter().position(is_it).map(|at| rows[at]);
+        let silent = find(&Option::is_none);
+        match wanted {
+            Some(wanted) => {
+                let is_its = |own: &Option<String>| own.as_ref().is_some_and(|own| issuer::same(own, wanted));
+                find(&is_its).or(silent)
+            }
+            None => silent.or_else(|| {
+                let mut known = issuers.iter().flatten();
+                let first = known.next()?;
+                known.all(|other| issuer::same(first, other)).then(|| rows[0])
+            }),
+        }
     }
 
     /// Whether a row is the one that `parts` name, by its fields.
@@ -501,6 +446,14 @@ struct AccessTokenTimes {
     expires_on: String,
     extended_expires_on: String,
     refresh_on: Option<String>,
+    has_expired: bool,
+}
+
+/// Says who issued what a row is about, where that tells accounts apart.
+fn put_issuer<'a>(row: &mut RowFields<'a>, derived: &'a Derived<'_>) {
+    if let Some(issuer) = &derived.issuer {
+        row.put("iss", Value::Text(issuer));
+    }
 }
 
 /// Where a new row goes.

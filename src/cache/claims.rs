@@ -10,13 +10,17 @@ use super::json;
 use super::json_text;
 use crate::secret::SecretBytes;
 
+/// What an id token must be where nothing else says whose it is.
+const NOT_READABLE: &str =
+    "a JSON Web Token that is not encrypted (or name the account with `home_account_id`)";
+
 /// A decoded JSON object of claims.
 pub(crate) struct Claims(SecretBytes);
 
 impl Claims {
     /// The payload of a JSON Web Token (RFC 7519 section 3).
     pub(crate) fn of_id_token(id_token: &str) -> Result<Self, CacheError> {
-        let unusable = CacheError::UnusableField { field: "id_token", expected: "a JSON Web Token" };
+        let unusable = CacheError::UnusableField { field: "id_token", expected: NOT_READABLE };
         id_token.split('.').nth(1).and_then(Self::decode).ok_or(unusable)
     }
 
@@ -39,14 +43,20 @@ impl Claims {
 
     /// A claim that is text and not empty.
     pub(crate) fn text(&self, name: &str) -> Option<String> {
+        json_text::decode(self.raw(name)?).map(std::borrow::Cow::into_owned).filter(|text| !text.is_empty())
+    }
+
+    /// The first text of a claim that is a list.
+    pub(crate) fn first_text(&self, name: &str) -> Option<String> {
+        json::elements(self.raw(name)?)
+            .find_map(json_text::decode)
+            .map(std::borrow::Cow::into_owned)
+            .filter(|text| !text.is_empty())
+    }
+
+    fn raw(&self, name: &str) -> Option<&str> {
         let object = std::str::from_utf8(self.0.expose()).expect("checked when it was decoded");
-        let mut found = None;
-        json::members(object, |key, value| {
-            if json_text::decode(key).is_some_and(|key| key == name) {
-                found = json_text::decode(value);
-            }
-        });
-        found.map(std::borrow::Cow::into_owned).filter(|text| !text.is_empty())
+        json::member(object, name)
     }
 }
 

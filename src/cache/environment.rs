@@ -1,7 +1,7 @@
 //! Where a token comes from: the environment (host) and the realm (tenant) of a token endpoint.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::error::CacheError;
 
@@ -59,6 +59,29 @@ impl EnvironmentAliases {
     fn group(&self, host: &str) -> Option<&Vec<String>> {
         self.0.iter().find(|group| group.iter().any(|other| other.eq_ignore_ascii_case(host)))
     }
+}
+
+/// Whether tokens from this host are issued by Microsoft.
+pub(crate) fn is_microsoft(environment: &str) -> bool {
+    const SUFFIXES: [&str; 2] = [".ciamlogin.com", ".b2clogin.com"];
+    static HOSTS: LazyLock<EnvironmentAliases> = LazyLock::new(EnvironmentAliases::microsoft);
+    let has_suffix = |suffix: &&str| {
+        let start = environment.len().checked_sub(suffix.len());
+        let end = start.and_then(|start| environment.get(start..));
+        end.is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+    };
+    HOSTS.group(environment).is_some() || SUFFIXES.iter().any(has_suffix)
+}
+
+/// The token endpoint of a tenant at one of Microsoft's clouds; no other provider's follows from its host.
+#[cfg(feature = "file")]
+pub(crate) fn token_endpoint_of(environment: &str, realm: &str) -> Option<String> {
+    static HOSTS: LazyLock<EnvironmentAliases> = LazyLock::new(EnvironmentAliases::microsoft);
+    let is_tenant =
+        !realm.is_empty() && realm.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    let environment = environment.to_ascii_lowercase();
+    (HOSTS.group(&environment).is_some() && is_tenant)
+        .then(|| format!("https://{environment}/{realm}/oauth2/v2.0/token"))
 }
 
 impl Default for EnvironmentAliases {
@@ -176,6 +199,8 @@ mod tests {
         assert!(aliases.same("login.windows.net", "Login.MicrosoftOnline.com"));
         assert!(aliases.same("other.example", "OTHER.example"));
         assert!(!aliases.same("login.windows.net", "login.microsoftonline.us"));
+        assert!(is_microsoft("Login.Windows.net") && is_microsoft("contoso.ciamlogin.com"));
+        assert!(!is_microsoft("ciamlogin.com.evil.example") && !is_microsoft("é") && !is_microsoft(""));
         assert!(!EnvironmentAliases::none().same("login.windows.net", "login.microsoftonline.com"));
     }
 }

@@ -39,6 +39,35 @@ pub enum CacheError {
         expected: &'static str,
     },
 
+    /// The response is an error, sent with a status of success.
+    #[error("the token response is the error {error}; nothing was added")]
+    #[non_exhaustive]
+    ErrorResponse {
+        /// The error code; `unknown` where none can be read.
+        error: String,
+    },
+
+    /// The token response holds no token.
+    #[error("the token response has no access token, refresh token or id token; nothing was added")]
+    NoTokens,
+
+    /// The tokens are another user's than the refresh token that was sent (OpenID Connect Core section
+    /// 12.2).
+    #[error(
+        "the token response is about another user than the refresh token that was sent; nothing was added"
+    )]
+    OtherAccount,
+
+    /// The response does not say where its tokens belong, so that they would never be found.
+    #[error("nothing says which {what} this token response is of; name it with `{how}`; nothing was added")]
+    #[non_exhaustive]
+    NotNamed {
+        /// What is missing.
+        what: &'static str,
+        /// The functions of [`TokenResponse`](crate::TokenResponse) that name it.
+        how: &'static str,
+    },
+
     /// The token endpoint is no URL from which an environment and a realm can be derived.
     #[error(
         "the token endpoint {reason}; give an https URL with a path (plain http is taken for \

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::json::{self, Span};
 use super::json_text;
+use super::scopes::split_scopes;
 use crate::secret::Secret;
 
 /// What a field means. The spellings stand in [`Field::of`].
@@ -13,6 +14,10 @@ use crate::secret::Secret;
 pub(crate) enum Field {
     Secret,
     HomeAccountId,
+    /// Ours: `named` where only the program said whose the token is.
+    HomeAccountIdSource,
+    /// Ours: who issued the id token, where accounts share an environment.
+    Issuer,
     Environment,
     ClientId,
     Realm,
@@ -45,6 +50,8 @@ impl Field {
         Some(match name.as_bytes() {
             b"secret" => Self::Secret,
             b"home_account_id" => Self::HomeAccountId,
+            b"home_account_id_source" => Self::HomeAccountIdSource,
+            b"iss" => Self::Issuer,
             b"environment" => Self::Environment,
             b"client_id" => Self::ClientId,
             b"realm" => Self::Realm,
@@ -197,15 +204,6 @@ impl<'a> Fields<'a> {
         Some((Secret::from(texts), ends))
     }
 
-    /// Whether the target holds every one of `wanted`.
-    pub(crate) fn covers(&self, wanted: &[String]) -> bool {
-        if wanted.is_empty() {
-            return true;
-        }
-        self.text(Field::Target)
-            .is_some_and(|target| wanted.iter().all(|scope| split_scopes(&target).any(|s| s == scope)))
-    }
-
     /// Whether the target holds just the scopes of `target`, in whatever order.
     pub(crate) fn has_scopes_of(&self, target: &str) -> bool {
         let own = self.text(Field::Target).unwrap_or_default();
@@ -228,14 +226,6 @@ impl<'a> Fields<'a> {
                 .map(Cow::Owned)
         })
     }
-}
-
-/// Scopes stand apart by spaces; very old Python caches hold the printed form of a list.
-pub(crate) fn split_scopes(target: &str) -> impl Iterator<Item = &str> {
-    let printed_list = target.starts_with("['") && target.ends_with("']");
-    target.split_ascii_whitespace().map(move |scope| {
-        if printed_list { scope.trim_matches(|c| matches!(c, '[' | ']' | '\'' | ',')) } else { scope }
-    })
 }
 
 /// Unix seconds from decimal text; a fraction is cut off.
@@ -331,8 +321,5 @@ mod tests {
     fn scopes_are_sets() {
         let fields = Fields::read(r#"{"target":"b  a"}"#);
         assert!(fields.has_scopes_of("a b") && !fields.has_scopes_of("a") && !fields.has_scopes_of("a b c"));
-        assert!(fields.covers(&["a".into()]) && fields.covers(&[]) && !fields.covers(&["c".into()]));
-        assert_eq!(split_scopes("['profile', 'openid']").collect::<Vec<_>>(), ["profile", "openid"]);
-        assert!(!Fields::read(r#"{"target":null}"#).covers(&["a".into()]));
     }
 }

@@ -1,22 +1,28 @@
 //! Lookups. Each asks the index for a few rows and compares their fields.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
-#[cfg(feature = "file")]
 use std::time::Duration;
 
 use super::TokenCache;
 use super::account::Account;
+use super::environment::is_microsoft;
 use super::fields::{Field, Fields};
-use super::query::{AccessTokenQuery, AccountQuery, RefreshTokenQuery};
+use super::issuer;
+use super::query::{AccessTokenQuery, RefreshTokenQuery};
 #[cfg(feature = "file")]
 use super::response::TokenResponse;
 use super::rows::{Kind, Lookup, RowId};
+use super::scopes::Comparison;
 use super::token::{AccessToken, AppMetadata, IdToken, RefreshToken};
 use crate::secret::Secret;
 
 /// The family of Microsoft's own clients: the one that an unknown client is tried in.
 const FIRST_PARTY_FAMILY: &str = "1";
+
+/// How far in the future the moment may lie in which a token was cached. Further on, the clock was wrong
+/// then, and when the token expires is not known.
+const CLOCK_TOLERANCE: i64 = 5 * 60;
 
 /// How much life a token must have left.
 #[cfg(feature = "file")]
@@ -25,8 +31,6 @@ pub(crate) enum Life {
     /// More than the query's skew, or more than half of its whole life: where tokens live no longer
     /// than the skew, each lookup would ask for another.
     Fresh,
-    /// Any.
-    Valid,
     /// Any, the extended lifetime included.
     Extended,
 }
@@ -35,8 +39,10 @@ impl TokenCache {
     /// Finds an access token that is valid for longer than the query's skew. Of several, one of the
     /// query's very environment comes before one of an alias, and then the one that lasts longest.
     pub fn find_access_token(&self, query: &AccessTokenQuery) -> Option<AccessToken> {
-        let valid_at = query.valid_at(query.skew);
-        self.best_access_token(query, |_, expires_on| expires_on > valid_at)
+        let (now, valid_at) = (query.valid_at(Duration::ZERO), query.valid_at(query.skew));
+        self.best_access_token(query, |fields, expires_on| {
+            expires_on > valid_at && was_cached_by(fields, now)
+        })
     }
 
     /// Finds the best access token that `is_good`, judged by its fields and when it expires.
@@ -46,19 +52,28 @@ impl TokenCache {
         is_good: impl Fn(&Fields<'_>, i64) -> bool,
     ) -> Option<AccessToken> {
         let lookup = match (&query.owner.home_account_id, &query.realm) {
-            (Some(owner), _) => Lookup::Owner(Kind::AccessToken, owner),
+            (Some(owner), Some(realm)) => {
+                Lookup::OwnerInRealm(Kind::AccessToken, owner, &query.client_id, realm)
+            }
+            (Some(owner), None) => Lookup::Owner(Kind::AccessToken, owner),
             (None, Some(realm)) => {
                 Lookup::AppInRealm(&query.client_id, realm, query.ext_cache_key.as_deref())
             }
             (None, None) => Lookup::App(&query.client_id),
         };
+        let mut issuers = Issuers::default();
         let found = self.rows.candidates(lookup).filter_map(|row| {
             let fields = self.rows.fields(row);
             let expires_on = fields.time(Field::ExpiresOn).filter(|&time| is_good(&fields, time))?;
             let is_wanted = self.is_wanted(&fields, query) && fields.has_secret();
-            is_wanted.then(|| ((is_exact_environment(&fields, query), expires_on), fields))
+            is_wanted.then(|| {
+                issuers.meet(&fields);
+                ((is_exact_environment(&fields, query), expires_on), fields)
+            })
         });
         let best = found.reduce(|best, next| if next.0 > best.0 { next } else { best });
+        // Two users of one id, at two issuers: which of them is meant, the query does not say.
+        let best = best.filter(|_| !issuers.are_several || query.owner.issuer.is_some());
         AccessToken::read(&best?.1)
     }
 
@@ -68,10 +83,34 @@ impl TokenCache {
             && fields.text(Field::HomeAccountId).as_deref() == owner
             && query.realm.as_ref().is_none_or(|realm| fields.is(Field::Realm, realm))
             && self.is_in(fields, query.owner.environment.as_deref())
-            && fields.covers(&query.scopes)
+            && self.is_issued_by(Kind::AccessToken, fields, query.owner.issuer.as_deref())
+            && self.covers(fields, query)
             && fields.text(Field::KeyId).as_deref() == query.key_id.as_deref()
             && fields.ext_cache_key().as_deref() == query.ext_cache_key.as_deref()
             && fields.text(Field::UserAssertionHash).is_none()
+    }
+
+    /// Whether the target of an access token covers the scopes of a query.
+    fn covers(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
+        if query.scopes.is_empty() {
+            return true;
+        }
+        let target = fields.text(Field::Target).unwrap_or_default();
+        if let [scope] = &query.scopes[..]
+            && *scope == target
+        {
+            return true;
+        }
+        let environment = fields.text(Field::Environment).unwrap_or_default();
+        let has_id_token = || {
+            let Some(owner) = fields.text(Field::HomeAccountId) else { return false };
+            let realm = fields.text(Field::Realm);
+            let account =
+                Account { issuer: query.owner.issuer.clone(), ..Account::new(owner, &*environment) };
+            self.find_id_token(&query.client_id, &account, realm.as_deref()).is_some()
+        };
+        let comparison = Comparison { ignores_case: is_microsoft(&environment), has_id_token };
+        comparison.covers(&target, &query.scopes)
     }
 
     /// Whether a row belongs to `environment` or an alias of it.
@@ -86,10 +125,20 @@ impl TokenCache {
     }
 
     /// The rows of `kind` that belong to this account.
-    pub(crate) fn rows_of(&self, kind: Kind, home_account_id: &str, environment: &str) -> Vec<RowId> {
+    pub(crate) fn rows_of(
+        &self,
+        kind: Kind,
+        home_account_id: &str,
+        environment: &str,
+        issuer: Option<&str>,
+    ) -> Vec<RowId> {
         let candidates = self.rows.candidates(Lookup::Owner(kind, home_account_id));
         candidates
-            .filter(|&row| self.belongs_to(&self.rows.fields(row), home_account_id, environment))
+            .filter(|&row| {
+                let fields = self.rows.fields(row);
+                self.belongs_to(&fields, home_account_id, environment)
+                    && self.is_issued_by(kind, &fields, issuer)
+            })
             .collect()
     }
 
@@ -100,7 +149,7 @@ impl TokenCache {
         environment: &str,
         secret: &Secret,
     ) -> Vec<RowId> {
-        let mut rows = self.rows_of(Kind::RefreshToken, home_account_id, environment);
+        let mut rows = self.rows_of(Kind::RefreshToken, home_account_id, environment, None);
         rows.retain(|&row| self.rows.fields(row).secret().is_some_and(|own| own == *secret));
         rows
     }
@@ -114,16 +163,16 @@ impl TokenCache {
         refused: Option<&Secret>,
     ) -> Option<AccessToken> {
         let now = query.valid_at(Duration::ZERO);
-        let valid_at = now.saturating_add(i64::try_from(query.skew.as_secs()).unwrap_or(i64::MAX));
+        let valid_at = query.valid_at(query.skew);
         self.best_access_token(query, |fields, expires_on| {
             let is_alive = match life {
+                Life::Fresh if !was_cached_by(fields, now) => false,
                 Life::Fresh if expires_on > valid_at => true,
                 Life::Fresh => {
                     let lifetime =
                         fields.time(Field::CachedAt).map_or(0, |from| expires_on.saturating_sub(from));
                     lifetime > 0 && expires_on.saturating_sub(now) > lifetime / 2
                 }
-                Life::Valid => expires_on > now,
                 Life::Extended => fields.extended_expires_on().unwrap_or(expires_on).max(expires_on) > now,
             };
             is_alive && refused.is_none_or(|refused| fields.secret().is_none_or(|secret| secret != *refused))
@@ -144,36 +193,82 @@ impl TokenCache {
             .any(|token| !self.refresh_tokens_with_secret(owner, environment, token).is_empty())
     }
 
-    /// The realm of any token that a client has of a user for these scopes, expired or not.
+    /// Finds the very access token that has this secret, if the query describes it and it has not expired.
     #[cfg(feature = "file")]
-    pub(crate) fn known_realm(&self, query: &AccessTokenQuery) -> Option<String> {
-        let token = self.best_access_token(query, |_, _| true)?;
-        token.realm().map(str::to_owned)
+    pub(crate) fn find_this_access_token(
+        &self,
+        query: &AccessTokenQuery,
+        secret: &Secret,
+    ) -> Option<AccessToken> {
+        let now = query.valid_at(Duration::ZERO);
+        self.best_access_token(query, |fields, expires_on| {
+            expires_on > now && fields.secret().is_some_and(|own| own == *secret)
+        })
     }
 
-    /// Whether a refresh token is the client's own, or of the family that the client is known to be in.
+    /// When the access token with this secret expires, under whatever scopes it stands.
     #[cfg(feature = "file")]
-    pub(crate) fn may_use(&self, client_id: &str, token: &RefreshToken) -> bool {
-        token.client_id() == client_id
-            || token.family_id().is_some_and(|family| {
-                let known = self.find_app_metadata(client_id, token.environment());
-                known.is_some_and(|known| known.family_id() == Some(family))
-            })
+    pub(crate) fn expiry_of_access_token(&self, home_account_id: &str, secret: &Secret) -> Option<i64> {
+        let candidates = self.rows.candidates(Lookup::Owner(Kind::AccessToken, home_account_id));
+        let fields = candidates.map(|row| self.rows.fields(row));
+        let mut held = fields.filter(|fields| fields.secret().is_some_and(|own| own == *secret));
+        held.find_map(|fields| fields.time(Field::ExpiresOn))
+    }
+
+    /// The one realm that an account has rows in: its own, and those of the client's tokens.
+    pub(crate) fn known_realm(&self, client_id: &str, account: &Account) -> Result<Option<String>, Several> {
+        let Account { home_account_id, environment, issuer, .. } = account;
+        let mut known: Option<Cow<'_, str>> = None;
+        for kind in [Kind::Account, Kind::AccessToken, Kind::IdToken] {
+            for row in self.rows.candidates(Lookup::Owner(kind, home_account_id)) {
+                let fields = self.rows.fields(row);
+                let Some(realm) = fields.text(Field::Realm) else { continue };
+                if known.as_ref() == Some(&realm) {
+                    continue;
+                }
+                let counts = (kind == Kind::Account || fields.is(Field::ClientId, client_id))
+                    && self.belongs_to(&fields, home_account_id, environment)
+                    && self.is_issued_by(kind, &fields, issuer.as_deref());
+                match (counts, &known) {
+                    (false, _) => {}
+                    (true, None) => known = Some(realm),
+                    (true, Some(_)) => return Err(Several),
+                }
+            }
+        }
+        Ok(known.map(Cow::into_owned))
+    }
+
+    /// Whether an account that names no issuer may be one of several users.
+    #[cfg(feature = "file")]
+    pub(crate) fn has_several_issuers(&self, account: &Account) -> bool {
+        if account.issuer.is_some() {
+            return false;
+        }
+        let mut issuers = Issuers::default();
+        for kind in [Kind::Account, Kind::RefreshToken] {
+            for row in self.rows_of(kind, &account.home_account_id, &account.environment, None) {
+                issuers.meet(&self.rows.fields(row));
+            }
+        }
+        issuers.are_several
     }
 
     /// Finds refresh tokens in the order in which MSAL tries them: those of the client's family
     /// first, then the client's own, each newest first. A client that the cache does not know is
     /// tried in Microsoft's first-party family as well; one known to be in no family is not.
     pub fn find_refresh_tokens(&self, query: &RefreshTokenQuery) -> Vec<RefreshToken> {
-        let Account { home_account_id, environment, .. } = &query.account;
+        let Account { home_account_id, environment, issuer, .. } = &query.account;
         let family =
             query.family_id.clone().or_else(|| match self.find_app_metadata(&query.client_id, environment) {
                 Some(known) => known.family_id().map(str::to_owned),
                 None => Some(FIRST_PARTY_FAMILY.to_owned()),
             });
-        let rows = self.rows_of(Kind::RefreshToken, home_account_id, environment);
+        let rows = self.rows_of(Kind::RefreshToken, home_account_id, environment, issuer.as_deref());
+        // Of two that came within one second the later one comes first.
         let mut found: Vec<_> = rows
             .into_iter()
+            .rev()
             .map(|row| self.rows.fields(row))
             .filter(|fields| fields.text(Field::UserAssertionHash).is_none())
             .filter_map(|fields| {
@@ -193,9 +288,15 @@ impl TokenCache {
 
     /// Finds the id token that a client got for a user, in one realm or in any.
     pub fn find_id_token(&self, client_id: &str, account: &Account, realm: Option<&str>) -> Option<IdToken> {
-        let rows = self.rows_of(Kind::IdToken, &account.home_account_id, &account.environment);
-        rows.into_iter().map(|row| self.rows.fields(row)).find_map(|fields| {
+        let Account { home_account_id, environment, issuer, .. } = account;
+        let lookup = match realm {
+            Some(realm) => Lookup::OwnerInRealm(Kind::IdToken, home_account_id, client_id, realm),
+            None => Lookup::Owner(Kind::IdToken, home_account_id),
+        };
+        self.rows.candidates(lookup).map(|row| self.rows.fields(row)).find_map(|fields| {
             let is_wanted = fields.is(Field::ClientId, client_id)
+                && self.belongs_to(&fields, home_account_id, environment)
+                && self.is_issued_by(Kind::IdToken, &fields, issuer.as_deref())
                 && realm.is_none_or(|realm| fields.is(Field::Realm, realm));
             is_wanted.then(|| IdToken::read(&fields))?
         })
@@ -214,71 +315,6 @@ impl TokenCache {
         known.into_iter().next()
     }
 
-    /// All accounts, in the order they were added.
-    pub fn accounts(&self) -> Vec<Account> {
-        self.find_accounts(&AccountQuery::new())
-    }
-
-    /// Finds accounts: one for each `home_account_id` and environment, its realms gathered. Where
-    /// the rows of one account differ, the last one counts.
-    pub fn find_accounts(&self, query: &AccountQuery) -> Vec<Account> {
-        let mut accounts: Vec<Account> = Vec::new();
-        let rows: Vec<RowId> = match (&query.home_account_id, &query.username) {
-            (Some(owner), _) => self.rows.candidates(Lookup::Owner(Kind::Account, owner)).collect(),
-            (None, Some(username)) => self.owners_named(username),
-            (None, None) => self.rows.all(Kind::Account).collect(),
-        };
-        let mut numbers = HashMap::<(String, String), usize>::new();
-        let mut realms = HashSet::<(usize, String)>::new();
-        for row in rows {
-            let fields = self.rows.fields(row);
-            let Some(id) = fields.text(Field::HomeAccountId) else { continue };
-            let is_wanted = query.home_account_id.as_ref().is_none_or(|wanted| id == *wanted)
-                && self.is_in(&fields, query.environment.as_deref());
-            if !is_wanted {
-                continue;
-            }
-            let environment = fields.text(Field::Environment).unwrap_or_default();
-            let key = (id.into_owned(), self.aliases.canonical(&environment));
-            let at = *numbers.entry(key).or_insert_with_key(|(id, _)| {
-                accounts.push(Account::new(id, &*environment));
-                accounts.len() - 1
-            });
-            if let Some(realm) = fields.text(Field::Realm)
-                && realms.insert((at, realm.clone().into_owned()))
-            {
-                accounts[at].realms.push(realm.into_owned());
-            }
-            merge_account(&mut accounts[at], &fields);
-        }
-        if let Some(username) = &query.username {
-            let username = username.to_lowercase();
-            accounts.retain(|account| account.username.to_lowercase() == username);
-        }
-        accounts
-    }
-
-    /// All account rows of the users who have a row with this user name.
-    fn owners_named(&self, username: &str) -> Vec<RowId> {
-        let username = username.to_lowercase();
-        let mut owners: Vec<String> = Vec::new();
-        for row in self.rows.candidates(Lookup::Username(&username)) {
-            if let Some(owner) = self.rows.fields(row).text(Field::HomeAccountId)
-                && !owners.iter().any(|known| *known == owner)
-            {
-                owners.push(owner.into_owned());
-            }
-        }
-        let rows_of =
-            |owner: &String| self.rows.candidates(Lookup::Owner(Kind::Account, owner)).collect::<Vec<_>>();
-        owners.iter().flat_map(rows_of).collect()
-    }
-
-    pub(crate) fn find_account(&self, home_account_id: &str, environment: &str) -> Option<Account> {
-        let query = AccountQuery::new().home_account_id(home_account_id).environment(environment);
-        self.find_accounts(&query).into_iter().next()
-    }
-
     /// All access tokens, expired ones too, that can be read.
     pub fn access_tokens(&self) -> impl Iterator<Item = AccessToken> {
         self.rows.all(Kind::AccessToken).filter_map(|row| AccessToken::read(&self.rows.fields(row)))
@@ -295,14 +331,30 @@ impl TokenCache {
     }
 }
 
-fn merge_account(account: &mut Account, fields: &Fields<'_>) {
-    let text = |field| fields.text(field).map(std::borrow::Cow::into_owned);
-    account.username = text(Field::Username).unwrap_or(std::mem::take(&mut account.username));
-    let last = |old: &mut Option<String>, field| *old = text(field).or(old.take());
-    last(&mut account.name, Field::Name);
-    last(&mut account.local_account_id, Field::LocalAccountId);
-    last(&mut account.authority_type, Field::AuthorityType);
-    last(&mut account.account_source, Field::AccountSource);
+/// Several realms, where one is to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Several;
+
+/// Whether rows are about users of several issuers.
+#[derive(Default)]
+struct Issuers<'a> {
+    first: Option<Cow<'a, str>>,
+    are_several: bool,
+}
+
+impl<'a> Issuers<'a> {
+    fn meet(&mut self, fields: &Fields<'a>) {
+        let Some(issuer) = fields.text(Field::Issuer) else { return };
+        match &self.first {
+            Some(first) => self.are_several |= !issuer::same(first, &issuer),
+            None => self.first = Some(issuer),
+        }
+    }
+}
+
+/// Whether a token was cached by now, as far as its row says, and the clock was right then.
+fn was_cached_by(fields: &Fields<'_>, now: i64) -> bool {
+    fields.time(Field::CachedAt).is_none_or(|cached_at| cached_at <= now.saturating_add(CLOCK_TOLERANCE))
 }
 
 fn is_exact_environment(fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
@@ -333,7 +385,6 @@ mod tests {
             // Longer than it lives at all: half of its life counts.
             (Life::Fresh, 300, 949),
             (Life::Fresh, 10, 989),
-            (Life::Valid, 300, 999),
             (Life::Extended, 300, 1099),
         ] {
             let alive = |now: u64| {
@@ -351,26 +402,9 @@ mod tests {
     }
 
     #[test]
-    fn a_family_s_token_is_used_by_those_who_are_known_to_be_in_it() {
-        let mut cache = TokenCache::new();
-        let json = r#"{"RefreshToken":{
-            "1":{"secret":"x","home_account_id":"u","environment":"e","client_id":"a","family_id":"1"},
-            "2":{"secret":"y","home_account_id":"u","environment":"e","client_id":"a"}},
-            "AppMetadata":{"b":{"client_id":"b","environment":"e","family_id":"1"},
-            "c":{"client_id":"c","environment":"e","family_id":"2"},"d":{"client_id":"d","environment":"e"}}}"#;
-        cache.deserialize(json).unwrap();
-        let tokens: Vec<RefreshToken> = cache.refresh_tokens().collect();
-        for (client_id, may_use) in [("a", true), ("b", true), ("c", false), ("d", false), ("unknown", false)]
-        {
-            assert_eq!(cache.may_use(client_id, &tokens[0]), may_use, "{client_id}");
-            assert_eq!(cache.may_use(client_id, &tokens[1]), client_id == "a", "{client_id}, no family");
-        }
-    }
-
-    #[test]
     fn a_token_that_never_lived_is_not_fresh() {
         let query = AccessTokenQuery::new("app").at(UNIX_EPOCH + Duration::from_secs(900));
         assert!(cache(1000).find_living_access_token(&query, Life::Fresh, None).is_none());
-        assert!(cache(1000).find_living_access_token(&query, Life::Valid, None).is_some());
+        assert!(cache(1000).find_living_access_token(&query, Life::Extended, None).is_some());
     }
 }

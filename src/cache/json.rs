@@ -6,6 +6,8 @@
 //! and quote them in its errors. This scanner accepts what `serde_json` accepts (a property test
 //! holds it to that), and its only error is an offset.
 
+use super::json_text;
+
 /// How deep arrays and objects may nest, as in `serde_json`.
 const MAX_DEPTH: usize = 127;
 
@@ -288,6 +290,32 @@ pub(crate) fn members_around<'a>(object: &'a str, known: Span, mut member: impl 
     }
 }
 
+/// The raw value of the last member of `object` with this name.
+pub(crate) fn member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
+    let mut found = None;
+    members(object, |key, value| {
+        if json_text::decode(key).is_some_and(|key| key == name) {
+            found = Some(value);
+        }
+    });
+    found
+}
+
+/// The raw elements of `array`, an array that was scanned before. Anything else has none.
+pub(crate) fn elements(array: &str) -> impl Iterator<Item = &str> {
+    let mut scanner = Scanner::new(array);
+    let mut is_open = scanner.take(b'[');
+    std::iter::from_fn(move || {
+        is_open = is_open && !scanner.take(b']');
+        if !is_open {
+            return None;
+        }
+        let value = scanner.value().ok()?;
+        is_open = scanner.take(b',') || scanner.peek() == Some(b']');
+        Some(&array[value.start..value.end])
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,6 +391,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn elements_of_an_array_come_in_their_order() {
+        let all = |array| elements(array).collect::<Vec<_>>();
+        assert_eq!(all(r#" [ "a" , {"b":[1,2]},3 ] "#), [r#""a""#, r#"{"b":[1,2]}"#, "3"]);
+        for none in ["[]", "[ ]", "{}", "1", r#""a""#, ""] {
+            assert!(all(none).is_empty(), "{none}");
+        }
+        assert_eq!(member(r#"{"a":1,"b":2,"\u0061":3}"#, "a"), Some("3"));
     }
 
     #[test]

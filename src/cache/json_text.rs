@@ -114,6 +114,14 @@ pub(crate) fn encoded(text: &str) -> String {
     serde_json::to_string(text).expect("a string can always be written")
 }
 
+/// The text after a byte order mark, which RFC 8259 (section 8.1) lets a reader ignore.
+pub(crate) fn without_byte_order_mark(json: SecretBytes) -> SecretBytes {
+    match json.expose().strip_prefix(b"\xEF\xBB\xBF") {
+        Some(rest) => SecretBytes::from(rest),
+        None => json,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::json::Scanner;

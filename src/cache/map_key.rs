@@ -8,9 +8,9 @@ use std::collections::HashSet;
 
 use sha2::{Digest, Sha256};
 
-use super::fields::split_scopes;
 use super::index::Index;
 use super::rows::Kind;
+use super::scopes::split_scopes;
 
 /// The fields that make up a map key.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,12 +21,14 @@ pub(crate) struct KeyParts<'a> {
     pub(crate) realm: &'a str,
     pub(crate) target: &'a str,
     pub(crate) ext_cache_key: Option<&'a str>,
+    /// Who issued the id token, where accounts are told apart by it. No key of msal's has it.
+    pub(crate) issuer: Option<&'a str>,
 }
 
 impl KeyParts<'_> {
     /// The map key of a row of `kind`.
     pub(crate) fn map_key(&self, kind: Kind) -> String {
-        let Self { home_account_id, environment, client_id, realm, target, ext_cache_key } = self;
+        let Self { home_account_id, environment, client_id, realm, target, ext_cache_key, .. } = self;
         match kind {
             Kind::AccessToken => match ext_cache_key {
                 None => format!("{home_account_id}-{environment}-accesstoken-{client_id}-{realm}-{target}"),
@@ -75,6 +77,9 @@ impl KeyParts<'_> {
         let Self { home_account_id, environment, client_id, realm, target, .. } = *self;
         for part in [home_account_id, environment, client_id, realm, target, ext_cache_key] {
             hash.update(format!("{}:{part}", part.len()));
+        }
+        if let Some(issuer) = self.issuer {
+            hash.update(format!("iss{}:{issuer}", issuer.len()));
         }
         let hash =
             hash.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));

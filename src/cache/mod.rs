@@ -1,22 +1,30 @@
 //! The token cache itself: MSAL's unified cache in memory, with no I/O and no cryptography.
 
 mod account;
+mod accounts;
 mod add;
 mod claims;
+mod derive;
 mod environment;
 mod error;
+mod error_response;
 mod fields;
 mod find;
+mod form;
 mod index;
+mod issuer;
 mod json;
 mod json_text;
 mod map_key;
+mod owner;
 mod query;
 mod remove;
 mod response;
 mod row_text;
 mod rows;
+mod scopes;
 mod text;
+mod time_text;
 mod token;
 
 use std::fmt;
@@ -25,9 +33,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use account::Account;
 pub use add::Added;
 pub use environment::EnvironmentAliases;
+#[cfg(feature = "file")]
+pub(crate) use environment::{is_microsoft, token_endpoint_of};
 pub use error::CacheError;
 #[cfg(feature = "file")]
+pub(crate) use error_response::{ErrorResponse, code};
+#[cfg(feature = "file")]
 pub(crate) use find::Life;
+#[cfg(feature = "file")]
+pub(crate) use form::{append as append_to_form, to_json as form_to_json};
 pub use query::{AccessTokenQuery, AccountQuery, RefreshTokenQuery};
 pub use remove::Removed;
 #[cfg(feature = "file")]
@@ -200,6 +214,11 @@ impl TokenCache {
     /// Wipes what a change of a fork removed, now that the original is gone.
     pub(crate) fn end_fork(&mut self) {
         self.rows.end_fork();
+    }
+
+    /// Says that everything in it is stored safely.
+    pub(crate) fn set_saved(&mut self) {
+        self.saved_revision = self.revision;
     }
 
     pub(crate) fn revision(&self) -> u64 {

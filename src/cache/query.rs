@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use super::account::Account;
 use super::fields::ext_cache_key;
+use super::response::is_standard_parameter;
+use super::scopes::listed;
 use super::unix_seconds;
 
 /// How close to its end an access token counts as expired, unless the query says otherwise.
@@ -16,6 +18,8 @@ pub(crate) struct Owner {
     pub(crate) home_account_id: Option<String>,
     /// `None`: any.
     pub(crate) environment: Option<String>,
+    /// `None`: the only one there is.
+    pub(crate) issuer: Option<String>,
 }
 
 /// Which access token to find.
@@ -62,6 +66,7 @@ impl AccessTokenQuery {
     pub fn account(mut self, account: &Account) -> Self {
         self.owner.home_account_id = Some(account.home_account_id.clone());
         self.owner.environment = Some(account.environment.clone());
+        self.owner.issuer.clone_from(&account.issuer);
         self
     }
 
@@ -79,10 +84,14 @@ impl AccessTokenQuery {
         self
     }
 
-    /// Tokens that grant at least these scopes.
+    /// Tokens that grant at least these scopes. A text with blanks in it is several scopes.
+    ///
+    /// `offline_access` is in no comparison. `openid`, `profile` and `email` count as granted where the
+    /// client has an id token of the user and something else is asked for as well. At Microsoft scopes are
+    /// compared without regard to case, everywhere else with (RFC 6749 section 3.3).
     #[must_use]
     pub fn scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
-        self.scopes = scopes.into_iter().map(Into::into).collect();
+        self.scopes = listed(scopes);
         self
     }
 
@@ -93,17 +102,25 @@ impl AccessTokenQuery {
         self
     }
 
-    /// Tokens requested with just these further parameters, such as `fmi_path`. Without it, tokens
+    /// Tokens requested with just these further parameters, such as `fmi_path`; they are taken as
+    /// [`TokenResponse::parameter`](crate::TokenResponse::parameter) takes them. Without it, tokens
     /// that were requested with any are left out.
     #[must_use]
     pub fn parameters<K: Into<String>, V: Into<String>>(
         mut self,
         parameters: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        let parameters: Vec<(String, String)> =
-            parameters.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        self.ext_cache_key = ext_cache_key(parameters);
+        let mut extended: Vec<(String, String)> = Vec::new();
+        for (name, value) in parameters.into_iter().map(|(name, value)| (name.into(), value.into())) {
+            // As for a response: what tells no tokens apart does not count here either.
+            if name == "key_id" {
+                self.key_id = Some(value);
+            } else if !is_standard_parameter(&name) {
+                extended.push((name, value));
+            }
+        }
+        let extended = extended.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        self.ext_cache_key = ext_cache_key(extended);
         self
     }
 

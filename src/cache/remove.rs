@@ -75,7 +75,8 @@ impl Removed {
 
 impl TokenCache {
     /// Signs a user out: removes every row of the account, in its environment and all aliases of it,
-    /// for every client, whichever SDK wrote the row and whatever its map key looks like.
+    /// for every client, whichever SDK wrote the row and whatever its map key looks like. An account that
+    /// names no [issuer](Account::issuer) is the user of every issuer there.
     pub fn remove_account(&mut self, account: &Account) -> Removed {
         let mut removed = Removed::default();
         for kind in [Kind::AccessToken, Kind::RefreshToken, Kind::IdToken, Kind::Account] {
@@ -83,9 +84,10 @@ impl TokenCache {
             let is_the_accounts = |&row: &RowId| {
                 let fields = self.rows.fields(row);
                 // A row that does not say where it belongs goes too, rather than stay for ever.
-                self.belongs_to(&fields, &account.home_account_id, &account.environment)
+                let is_there = self.belongs_to(&fields, &account.home_account_id, &account.environment)
                     || fields.is(Field::HomeAccountId, &account.home_account_id)
-                        && fields.text(Field::Environment).is_none()
+                        && fields.text(Field::Environment).is_none();
+                is_there && self.is_issued_by(kind, &fields, account.issuer.as_deref())
             };
             let rows: Vec<RowId> = candidates.filter(is_the_accounts).collect();
             self.remove_rows(kind, rows, &mut removed);
@@ -133,6 +135,16 @@ impl TokenCache {
         };
         self.remove_rows(Kind::RefreshToken, rows, &mut removed);
         removed
+    }
+
+    /// Removes a refresh token that the server does not take from its client any more. Where another client
+    /// of its family has it, it may be alive.
+    #[cfg(feature = "file")]
+    pub(crate) fn retire_refresh_token(&mut self, token: &RefreshToken) {
+        let owner = token.home_account_id().unwrap_or_default();
+        let mut rows = self.refresh_tokens_with_secret(owner, token.environment(), &token.secret());
+        rows.retain(|&row| self.rows.fields(row).is(Field::ClientId, token.client_id()));
+        self.remove_rows(Kind::RefreshToken, rows, &mut Removed::default());
     }
 
     /// Removes the access tokens that have expired by `now`, their extended lifetime included. A

@@ -1,13 +1,15 @@
 //! A token response as a program hands it to the cache, and what is known about its request.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::environment::of_token_endpoint;
 use super::error::CacheError;
 use super::fields::ext_cache_key;
+use super::form;
 use super::json::{self, Scanner};
 use super::json_text;
+use super::scopes::listed;
 use crate::secret::{Secret, SecretBytes};
 
 /// A token response (RFC 6749 section 5.1, OpenID Connect Core section 3.1.3.3) with what the cache
@@ -46,9 +48,20 @@ pub struct TokenResponse {
     pub(crate) parameters: Vec<(String, Secret)>,
     pub(crate) sent_refresh_token: Option<Secret>,
     pub(crate) received_at: Option<SystemTime>,
+    pub(crate) lifetime: Option<Lifetime>,
+    /// The realm that was asked for, which the answer to a refresh belongs to unless it says otherwise.
+    pub(crate) expected_realm: Option<String>,
     /// Where it is known rather than the parameters that it stands for.
     pub(crate) named_ext_cache_key: Option<String>,
     pub(crate) establishes_account: bool,
+}
+
+/// How long the access token lives, where the program knows better than the response.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Lifetime {
+    For(Duration),
+    Until(SystemTime),
+    Endless,
 }
 
 impl TokenResponse {
@@ -73,9 +86,26 @@ impl TokenResponse {
             parameters: Vec::new(),
             sent_refresh_token: None,
             received_at: None,
+            lifetime: None,
+            expected_realm: None,
             named_ext_cache_key: None,
             establishes_account: true,
         })
+    }
+
+    /// Takes the form-encoded body of a token response (`application/x-www-form-urlencoded`), as GitHub
+    /// sends it unless it is asked for JSON.
+    ///
+    /// ```
+    /// let body = "access_token=at&scope=repo%2Cgist&token_type=bearer";
+    /// let response = tokenseal::TokenResponse::from_form(body)?.client_id("my-client");
+    /// # Ok::<(), tokenseal::CacheError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CacheError::MalformedResponse`] if it is not UTF-8 text.
+    pub fn from_form(body: impl Into<SecretBytes>) -> Result<Self, CacheError> {
+        Self::from_json(form::to_json(&body.into()).ok_or(CacheError::MalformedResponse { offset: 0 })?)
     }
 
     /// Takes a token response of any type that serializes to the JSON of RFC 6749, such as
@@ -139,7 +169,7 @@ impl TokenResponse {
     /// of them were granted (RFC 6749 section 5.1).
     #[must_use]
     pub fn requested_scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
-        self.requested_scopes = scopes.into_iter().map(Into::into).collect();
+        self.requested_scopes = listed(scopes);
         self
     }
 
@@ -147,7 +177,7 @@ impl TokenResponse {
     /// MSAL's events call `scope`.
     #[must_use]
     pub fn granted_scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
-        self.granted_scopes = Some(scopes.into_iter().map(Into::into).collect());
+        self.granted_scopes = Some(listed(scopes));
         self
     }
 
@@ -174,7 +204,7 @@ impl TokenResponse {
         match name.as_str() {
             "refresh_token" => return self.sent_refresh_token(value),
             "username" => self.username = self.username.or(Some(value)),
-            other if other != "key_id" && STANDARD_PARAMETERS.contains(&other) => drop(Secret::from(value)),
+            other if other != "key_id" && is_standard_parameter(other) => drop(Secret::from(value)),
             _ => self.parameters.push((name, Secret::from(value))),
         }
         self
@@ -184,7 +214,8 @@ impl TokenResponse {
     /// the response replaces it in every row that holds it, whichever SDK wrote the row; without it
     /// the old token would stay beside the new one.
     ///
-    /// Where the response does not say whose it is, which it need not, the owner of that row is taken.
+    /// The account, the environment and the client are those of that row, whatever this response names. If
+    /// the response says that it is about another user, [`add`](crate::TokenCache::add) fails.
     ///
     /// It also says that this is no sign-in, as [`without_account`](Self::without_account) does, and a
     /// refresh token that another sign-in has put in the place of the one sent is left alone.
@@ -202,6 +233,29 @@ impl TokenResponse {
         self
     }
 
+    /// How long the access token lives, where the response does not say so, or says it wrongly. It counts
+    /// from [`received_at`](Self::received_at).
+    #[must_use]
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = Some(Lifetime::For(lifetime));
+        self
+    }
+
+    /// When the access token expires, where the response does not say so, or says it wrongly.
+    #[must_use]
+    pub fn expires_on(mut self, expires_on: SystemTime) -> Self {
+        self.lifetime = Some(Lifetime::Until(expires_on));
+        self
+    }
+
+    /// Says that the access token does not expire, whatever the response says. It is found until it is
+    /// removed or passed to `AcquireRequest::replacing`.
+    #[must_use]
+    pub fn without_expiry(mut self) -> Self {
+        self.lifetime = Some(Lifetime::Endless);
+        self
+    }
+
     /// Says that this is no sign-in but a silent refresh: no account is added, and if the account was
     /// signed out meanwhile, nothing is ([`Added::is_signed_out`](crate::Added::is_signed_out)).
     #[must_use]
@@ -210,24 +264,39 @@ impl TokenResponse {
         self
     }
 
-    /// The scopes that were granted, as far as the response says.
-    #[cfg(feature = "file")]
-    pub(crate) fn granted(&self) -> String {
-        let scope = self.body.text_of("scope").ok().flatten();
+    /// The scopes that were granted: as the program says, as the response says, or those that were asked
+    /// for. `None`: nobody says.
+    pub(crate) fn granted(&self) -> Option<String> {
         let named = self.granted_scopes.as_ref().map(|scopes| scopes.join(" "));
-        named.or(scope).unwrap_or_else(|| self.requested_scopes.join(" "))
+        let requested = || (!self.requested_scopes.is_empty()).then(|| self.requested_scopes.join(" "));
+        named.or_else(|| self.body.scope()).or_else(requested)
     }
 
     /// What is left of a response whose other fields cannot be used: the refresh token, if there is one.
     #[cfg(feature = "file")]
-    pub(crate) fn into_refresh_token_only(self) -> Option<Self> {
+    pub(crate) fn refresh_token_only(&self) -> Option<Self> {
         let refresh_token = self.body.secret_of("refresh_token").ok().flatten()?;
         let mut json = SecretBytes::with_capacity(2 * refresh_token.expose().len() + 32);
         json.extend(br#"{"refresh_token":"#);
-        serde_json::to_writer(&mut json, refresh_token.expose()).ok()?;
+        json_text::encode(refresh_token.expose(), &mut json);
         json.extend(b"}");
         // Its endpoint may be what cannot be used; where the tokens belong is known from the one sent.
-        Some(Self { body: Body::parse(json).ok()?, token_endpoint: None, ..self })
+        Some(Self {
+            client_id: self.client_id.clone(),
+            environment: self.environment.clone(),
+            home_account_id: self.home_account_id.clone(),
+            requested_scopes: self.requested_scopes.clone(),
+            sent_refresh_token: self.sent_refresh_token.clone(),
+            received_at: self.received_at,
+            establishes_account: self.establishes_account,
+            ..Self::from_json(json).ok()?
+        })
+    }
+
+    /// The access token.
+    #[cfg(feature = "file")]
+    pub(crate) fn access_token(&self) -> Option<Secret> {
+        self.body.secret_of("access_token").ok().flatten()
     }
 
     /// Whether it puts another refresh token in the place of the one that was sent.
@@ -256,6 +325,10 @@ impl TokenResponse {
 }
 
 /// Request parameters that say nothing about which token it is, and of which some are secrets.
+pub(crate) fn is_standard_parameter(name: &str) -> bool {
+    STANDARD_PARAMETERS.contains(&name)
+}
+
 const STANDARD_PARAMETERS: [&str; 22] = [
     "client_id",
     "grant_type",
@@ -306,6 +379,7 @@ pub(crate) struct Body(SecretBytes);
 impl Body {
     pub(crate) fn parse(json: SecretBytes) -> Result<Self, CacheError> {
         let malformed = |offset| CacheError::MalformedResponse { offset };
+        let json = json_text::without_byte_order_mark(json);
         let text = std::str::from_utf8(json.expose()).map_err(|error| malformed(error.valid_up_to()))?;
         let mut scanner = Scanner::new(text);
         if scanner.peek() != Some(b'{') {
@@ -324,13 +398,51 @@ impl Body {
 
     /// The raw value of a member that is not null.
     pub(crate) fn raw(&self, name: &str) -> Option<&str> {
-        let mut found = None;
-        json::members(self.text(), |key, value| {
-            if json_text::decode(key).is_some_and(|key| key == name) {
-                found = Some(value);
-            }
-        });
-        found.filter(|&raw| raw != "null")
+        json::member(self.text(), name).filter(|&raw| raw != "null")
+    }
+
+    /// Whether it has a token of any kind.
+    pub(crate) fn has_tokens(&self) -> bool {
+        ["access_token", "refresh_token", "id_token"]
+            .into_iter()
+            .any(|name| !matches!(self.secret_of(name), Ok(None)))
+    }
+
+    /// The scopes that were granted, as text or as a list of texts. What cannot be read counts as absent.
+    pub(crate) fn scope(&self) -> Option<String> {
+        let raw = self.raw("scope")?;
+        let scope = if raw.starts_with('[') {
+            let scopes: Vec<_> = json::elements(raw).filter_map(json_text::decode).collect();
+            scopes.join(" ")
+        } else {
+            json_text::decode(raw)?.into_owned()
+        };
+        (!scope.trim().is_empty()).then_some(scope)
+    }
+
+    /// A text that costs no token: what cannot be read counts as absent.
+    pub(crate) fn hint(&self, field: &'static str) -> Option<String> {
+        self.text_of(field).ok().flatten()
+    }
+
+    /// A number of seconds, written as a number or as text.
+    pub(crate) fn seconds_of(&self, field: &'static str) -> Seconds {
+        let Some(text) = self.number_text(field) else { return Seconds::Absent };
+        super::fields::parse_time(&text).map_or(Seconds::Unreadable, Seconds::Read)
+    }
+
+    /// A point in time, as Unix seconds.
+    pub(crate) fn instant_of(&self, field: &'static str) -> Option<i64> {
+        super::time_text::instant(&self.number_text(field)?)
+    }
+
+    /// A number as it is written, within quotes or without; empty text counts for none.
+    fn number_text(&self, field: &'static str) -> Option<std::borrow::Cow<'_, str>> {
+        let raw = self.raw(field)?;
+        // Text that UTF-8 cannot hold is not absent.
+        let text =
+            if raw.starts_with('"') { json_text::decode(raw).unwrap_or(raw.into()) } else { raw.into() };
+        (!text.is_empty()).then_some(text)
     }
 
     /// A member that must be text; empty text counts for none.
@@ -350,15 +462,12 @@ impl Body {
             None => Err(CacheError::UnusableField { field, expected: "text" }),
         }
     }
+}
 
-    /// A number of seconds, written as a number or as text.
-    pub(crate) fn seconds_of(&self, field: &'static str) -> Result<Option<i64>, CacheError> {
-        let Some(raw) = self.raw(field) else { return Ok(None) };
-        let text = if raw.starts_with('"') { json_text::decode(raw) } else { Some(raw.into()) };
-        let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-        match super::fields::parse_time(&text) {
-            Some(seconds) => Ok(Some(seconds)),
-            None => Err(CacheError::UnusableField { field, expected: "a number of seconds" }),
-        }
-    }
+/// A number of seconds in a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seconds {
+    Absent,
+    Unreadable,
+    Read(i64),
 }

@@ -2,9 +2,13 @@
 
 use std::time::SystemTime;
 
-use super::fields::{Field, Fields, split_scopes};
+use super::fields::{Field, Fields};
 use super::from_unix_seconds;
+use super::scopes::split_scopes;
 use crate::secret::Secret;
+
+/// When a token expires that does not: the last second of the year 9999.
+pub(crate) const ENDLESS: i64 = 253_402_300_799;
 
 /// A token and what it says about itself, in one block: made by one allocation, wiped in one pass.
 #[derive(Debug, Clone)]
@@ -136,9 +140,21 @@ impl AccessToken {
         self.issued.part(Field::KeyId)
     }
 
-    /// When it expires.
+    /// When it expires: at the end of the year 9999 if it does not, as far as anybody knows.
     pub fn expires_on(&self) -> SystemTime {
         from_unix_seconds(self.expires_on)
+    }
+
+    /// When it expires, in Unix seconds.
+    #[cfg(feature = "file")]
+    pub(crate) fn expires_on_seconds(&self) -> i64 {
+        self.expires_on
+    }
+
+    /// Whether it does not expire as far as anybody knows.
+    #[cfg(feature = "file")]
+    pub(crate) fn is_endless(&self) -> bool {
+        self.expires_on >= ENDLESS
     }
 
     /// Until when it may still be served while the identity provider is out of reach.
@@ -173,6 +189,8 @@ impl AccessToken {
 pub struct RefreshToken {
     issued: Issued,
     family_id: Option<String>,
+    #[cfg_attr(not(feature = "file"), allow(dead_code))] // The model alone makes no refresh.
+    pub(crate) issuer: Option<String>,
     pub(crate) last_modification_time: i64,
 }
 
@@ -183,6 +201,7 @@ impl RefreshToken {
         Some(Self {
             issued: Issued::read(fields)?,
             family_id: fields.text(Field::FamilyId).map(std::borrow::Cow::into_owned),
+            issuer: fields.text(Field::Issuer).map(std::borrow::Cow::into_owned),
             last_modification_time: fields.time(Field::LastModificationTime).unwrap_or(0),
         })
     }

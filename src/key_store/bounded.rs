@@ -2,14 +2,16 @@
 //!
 //! A keyring may wait for a prompt for ever, and some panic on an async runtime's threads.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use super::{KeyName, KeyStore, KeyStoreError, entry};
 use crate::deadline::{self, Lane};
+use crate::process::PerProcess;
 use crate::seal::{KeyId, SealingKey};
 
 /// More stack than the crates below a keyring were seen to use.
@@ -22,21 +24,50 @@ pub(crate) struct BoundedKeyStore {
     application: String,
     cache: String,
     /// Stores are not reliable with several calls at once, and a hung one must not gather threads.
-    lane: Arc<Lane>,
+    place: Place,
 }
+
+/// Which store it is: those that are one share a lane, whoever opened them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Place {
+    /// As the store itself says.
+    Named(String),
+    /// Where it stands in memory.
+    At(usize),
+}
+
+type Lanes = Mutex<HashMap<Place, Weak<Lane>>>;
+
+/// A child that is forked begins with none: its parent's calls are not under way there.
+static LANES: PerProcess<Lanes> = PerProcess::new(|_parent| Lanes::default());
 
 /// How long to wait for a store that hung at the call before and hangs still.
 const WHILE_STUCK: Duration = Duration::from_millis(250);
 
 impl BoundedKeyStore {
     pub(crate) fn new(store: Arc<dyn KeyStore>, application: &str, cache: &str) -> Self {
-        Self { store, application: application.to_owned(), cache: cache.to_owned(), lane: Arc::default() }
+        let place = match store.identity() {
+            Some(identity) => Place::Named(identity),
+            None => Place::At(Arc::as_ptr(&store).cast::<()>().addr()),
+        };
+        Self { store, application: application.to_owned(), cache: cache.to_owned(), place }
+    }
+
+    fn lane(&self) -> Arc<Lane> {
+        let mut lanes = LANES.get().lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = lanes.get(&self.place).and_then(Weak::upgrade) {
+            return lane;
+        }
+        lanes.retain(|_, lane| lane.strong_count() > 0);
+        let lane = Arc::new(Lane::default());
+        lanes.insert(self.place.clone(), Arc::downgrade(&lane));
+        lane
     }
 
     /// How long to wait while others wait for a lock: `within`, but hardly at all if a call from before
     /// is still unanswered.
     pub(crate) fn patience(&self, within: Duration) -> Duration {
-        if self.lane.is_taken() { within.min(WHILE_STUCK) } else { within }
+        if self.lane().is_overdue() { within.min(WHILE_STUCK) } else { within }
     }
 
     /// Meets prompts, before any lock is taken.
@@ -66,6 +97,20 @@ impl BoundedKeyStore {
         entry::decode(key_id, &text).ok_or(KeyStoreError::Damaged { store, name })
     }
 
+    /// The key of a store that can be read only, to seal a first file with; `None` from other stores.
+    pub(crate) fn fixed(&self, within: Duration) -> Result<Option<SealingKey>, KeyStoreError> {
+        let (application, cache) = (self.application.clone(), self.cache.clone());
+        let keys = self.call(within, move |store| store.fixed_keys(&application, &cache))?;
+        match keys[..] {
+            [] => Ok(None),
+            [only] => self.get(only, within).map(Some),
+            [first, ..] => {
+                let name = self.name(first).to_string();
+                Err(KeyStoreError::Ambiguous { store: self.store.description(), name })
+            }
+        }
+    }
+
     /// Deletes the key with this id.
     pub(crate) fn delete(&self, key_id: KeyId, within: Duration) -> Result<(), KeyStoreError> {
         let name = self.name(key_id);
@@ -83,7 +128,8 @@ impl BoundedKeyStore {
     ) -> Result<T, KeyStoreError> {
         let timed_out = || KeyStoreError::TimedOut { store: self.store.description(), waited: within };
         let deadline = deadline::after(within);
-        let in_lane = self.lane.enter(deadline).ok_or_else(timed_out)?;
+        let lane = self.lane();
+        let in_lane = lane.enter(deadline).ok_or_else(timed_out)?;
         let (answer, answered) = sync_channel(1);
         let store = Arc::clone(&self.store);
         let spawned = thread::Builder::new().name("tokenseal-key-store".into()).spawn(move || {
@@ -104,7 +150,10 @@ impl BoundedKeyStore {
             Ok(Ok(result)) => result,
             // What a panic says may be anything, a secret too.
             Ok(Err(_panic)) => Err(unavailable("report this to its maintainers", "it panicked".into())),
-            Err(RecvTimeoutError::Timeout) => Err(timed_out()),
+            Err(RecvTimeoutError::Timeout) => {
+                lane.set_overdue();
+                Err(timed_out())
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 Err(unavailable("report this to its maintainers", "its thread ended".into()))
             }

@@ -85,6 +85,16 @@ pub enum KeyStoreError {
         name: String,
     },
 
+    /// There is an entry under the name of a new one. It was left as it is.
+    #[error("{store} has an entry under {name} already, and it is not replaced")]
+    #[non_exhaustive]
+    Exists {
+        /// Which store.
+        store: String,
+        /// The name of the entry.
+        name: String,
+    },
+
     /// The store took an entry and gave back something else.
     #[error("{store} did not keep the key that was put under {name}; it cannot be used")]
     #[non_exhaustive]

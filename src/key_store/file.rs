@@ -1,10 +1,12 @@
 //! Keys in files beside nothing else: for machines without a keyring, and only when asked for.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::{KeyName, KeyStore, KeyStoreError};
+use super::{KeyName, KeyStore, KeyStoreError, file_name};
 use crate::private_file::{self, failed};
+use crate::seal::KeyId;
 use crate::secret::{Secret, SecretBytes};
 
 /// The longest text of an entry that is read.
@@ -31,6 +33,7 @@ const LIMIT: usize = 4096;
 #[derive(Debug, Clone)]
 pub struct KeyFileStore {
     directory: PathBuf,
+    is_mounted: bool,
 }
 
 impl KeyFileStore {
@@ -38,7 +41,26 @@ impl KeyFileStore {
     /// relative one is one below the current directory of this moment.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         let directory = directory.into();
-        Self { directory: std::path::absolute(&directory).unwrap_or(directory) }
+        Self { directory: std::path::absolute(&directory).unwrap_or(directory), is_mounted: false }
+    }
+
+    /// Reads keys as Kubernetes and Docker mount secrets: files of root or of the current user, which
+    /// nobody else can write to, and links that stay within `directory`. Nothing is ever written there, so
+    /// that a sign-out cannot rotate the key ([`Rotation::Pending`](crate::Rotation::Pending)).
+    ///
+    /// The files are those that [`new`](Self::new) makes. Make one by opening a cache of the same names
+    /// elsewhere, and mount it under its own name. It seals the first file of a cache, too.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use tokenseal::{KeyFileStore, PersistedTokenCache};
+    ///
+    /// let keys = Arc::new(KeyFileStore::mounted("/run/secrets"));
+    /// println!("{} keys are mounted", keys.key_files().map_or(0, |files| files.len()));
+    /// let builder = PersistedTokenCache::builder("contoso-web").key_store(keys);
+    /// ```
+    pub fn mounted(directory: impl Into<PathBuf>) -> Self {
+        Self { is_mounted: true, ..Self::new(directory) }
     }
 
     /// The directory of the key files.
@@ -46,9 +68,72 @@ impl KeyFileStore {
         &self.directory
     }
 
+    /// The key files that are there, of any cache, links followed.
+    ///
+    /// # Errors
+    /// [`KeyStoreError`] if the directory is missing or cannot be read, or a file in it cannot be used.
+    pub fn key_files(&self) -> Result<Vec<PathBuf>, KeyStoreError> {
+        let names = self.file_names()?.into_iter().filter(|name| file_name::is_key(name));
+        names
+            .map(|name| {
+                let path = self.directory.join(name);
+                self.open(&path)?;
+                Ok(std::fs::canonicalize(&path).map_err(failed("find", &path))?)
+            })
+            .collect()
+    }
+
     fn path(&self, name: &KeyName) -> PathBuf {
-        // The names of applications and caches were checked: neither has a separator in it.
-        self.directory.join(format!("{}.{}.{}.key", name.service(), name.cache(), name.key_id()))
+        self.directory.join(file_name::of(name))
+    }
+
+    fn open(&self, path: &Path) -> Result<Option<File>, KeyStoreError> {
+        let file = if self.is_mounted {
+            private_file::open_mounted(path, &self.directory)?
+        } else {
+            private_file::open(path)?
+        };
+        if file.is_none() {
+            self.check_directory()?;
+        }
+        Ok(file)
+    }
+
+    /// A directory that is not there, such as a volume that is not mounted, has lost no key.
+    fn check_directory(&self) -> Result<(), KeyStoreError> {
+        let missing = match std::fs::metadata(&self.directory) {
+            Ok(metadata) if metadata.is_dir() => return Ok(()),
+            Ok(_) => "it is not a directory".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let advice = "mount the volume, or restore the directory".into();
+        Err(KeyStoreError::Unavailable { store: self.description(), advice, source: missing.into() })
+    }
+
+    fn check_writable(&self) -> Result<(), KeyStoreError> {
+        if !self.is_mounted {
+            return Ok(());
+        }
+        let found =
+            self.file_names().map(|names| names.iter().filter(|name| file_name::is_key(name)).count());
+        let found = found.map_or_else(|error| error.to_string(), |keys| format!("it has {keys} key files"));
+        Err(KeyStoreError::Unavailable {
+            store: self.description(),
+            advice: "mount a key file of this application and cache: mounted keys are only read".into(),
+            source: found.into(),
+        })
+    }
+
+    fn file_names(&self) -> Result<Vec<String>, KeyStoreError> {
+        self.check_directory()?;
+        let entries = std::fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed("list", &self.directory))?;
+            names.extend(entry.file_name().into_string().ok());
+        }
+        names.sort();
+        Ok(names)
     }
 }
 
@@ -57,12 +142,28 @@ impl KeyStore for KeyFileStore {
         format!("the key file directory {}", self.directory.display())
     }
 
+    fn identity(&self) -> Option<String> {
+        Some(format!("key files {}", self.directory.display()))
+    }
+
+    fn fixed_keys(&self, service: &str, cache: &str) -> Result<Vec<KeyId>, KeyStoreError> {
+        if !self.is_mounted {
+            return Ok(Vec::new());
+        }
+        let names = self.file_names()?;
+        Ok(names.iter().filter_map(|name| file_name::key_id(name, service, cache)).collect())
+    }
+
     fn prepare(&self) -> Result<(), KeyStoreError> {
+        if self.is_mounted {
+            return self.check_directory();
+        }
         private_file::prepare_directory(&self.directory)?;
         Ok(())
     }
 
     fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
+        self.check_writable()?;
         private_file::prepare_directory(&self.directory)?;
         let path = self.path(name);
         let mut file = private_file::create_new(&path)?;
@@ -78,7 +179,7 @@ impl KeyStore for KeyFileStore {
 
     fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
         let path = self.path(name);
-        let Some(file) = private_file::open(&path)? else { return Ok(None) };
+        let Some(file) = self.open(&path)? else { return Ok(None) };
         let mut bytes = SecretBytes::from(Vec::with_capacity(LIMIT));
         let mut chunk = zeroize::Zeroizing::new([0; LIMIT]);
         let mut file = file.take(LIMIT as u64);
@@ -96,10 +197,11 @@ impl KeyStore for KeyFileStore {
     }
 
     fn delete(&self, name: &KeyName) -> Result<(), KeyStoreError> {
+        self.check_writable()?;
         let path = self.path(name);
         match private_file::remove(&path) {
             Ok(()) => Ok(private_file::sync_directory(&self.directory)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_directory(),
             Err(error) => Err(failed("delete", &path)(error).into()),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use keyring_core::api::CredentialPersistence;
@@ -11,6 +12,9 @@ use zeroize::Zeroize as _;
 use super::probe::Surroundings;
 use super::{KeyName, KeyStore, KeyStoreError};
 use crate::secret::Secret;
+
+/// What the platform's keyring is known by: one call at a time, whoever opened it.
+pub(super) const PLATFORM: &str = "platform keyring";
 
 /// The keyring of the platform, or a `keyring_core` store that the program hands in.
 ///
@@ -57,6 +61,7 @@ impl KeyringStore {
         name: &KeyName,
         work: impl Fn(&Entry) -> Result<T, Error>,
     ) -> Result<T, KeyStoreError> {
+        self.check_fork()?;
         let attempt = || {
             let store = self.connect()?;
             work(&entry(&*store, name)?)
@@ -79,11 +84,27 @@ impl KeyringStore {
             return Ok(Arc::clone(connection));
         }
         let store = match keyring_core::get_default_store() {
-            Some(set) if !native::is_native(&*set) => set,
-            _ => native::connect()?,
+            Some(set) => set,
+            None => native::connect()?,
         };
         *self.connection() = Some(Arc::clone(&store));
         Ok(store)
+    }
+
+    /// Fails in a child that was forked from a process that had used the keyring: what answers for it there
+    /// is a thread, which no child has.
+    pub(super) fn check_fork(&self) -> Result<(), KeyStoreError> {
+        if self.given.as_ref().is_some_and(|given| !native::is_native(&**given)) || is_first_user() {
+            return Ok(());
+        }
+        Err(KeyStoreError::Unavailable {
+            store: self.description(),
+            advice:
+                "open the cache in the child only, before its parent uses the keyring, or start the child \
+                     as a new program"
+                    .into(),
+            source: "this process was forked from one that had used it".into(),
+        })
     }
 
     fn connection(&self) -> std::sync::MutexGuard<'_, Option<Arc<CredentialStore>>> {
@@ -97,6 +118,16 @@ impl KeyringStore {
 
     fn explain(&self, error: Error, name: &KeyName) -> KeyStoreError {
         explain(error, self.description(), Some(name))
+    }
+}
+
+/// Whether no parent of this process has used the keyring before it was forked.
+fn is_first_user() -> bool {
+    static USED_BY: AtomicU32 = AtomicU32::new(0);
+    let process = std::process::id();
+    match USED_BY.compare_exchange(0, process, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => true,
+        Err(first) => first == process || !cfg!(unix),
     }
 }
 
@@ -151,7 +182,15 @@ impl KeyStore for KeyringStore {
         }
     }
 
+    fn identity(&self) -> Option<String> {
+        match &self.given {
+            Some(store) => Some(format!("keyring {}", store.id())),
+            None => Some(PLATFORM.into()),
+        }
+    }
+
     fn prepare(&self) -> Result<(), KeyStoreError> {
+        self.check_fork()?;
         let unnamed = |error| explain(error, self.description(), None);
         let store = self.connect().map_err(unnamed)?;
         let is_transient = matches!(
@@ -169,7 +208,18 @@ impl KeyStore for KeyringStore {
     }
 
     fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
-        self.with_entry(name, |entry| entry.set_secret(text.expose().as_bytes()))
+        let is_new = self.with_entry(name, |entry| match entry.get_secret() {
+            Err(Error::NoEntry) => entry.set_secret(text.expose().as_bytes()).map(|()| true),
+            Err(error) => Err(error),
+            Ok(mut found) => {
+                found.zeroize();
+                Ok(false)
+            }
+        })?;
+        if is_new {
+            return Ok(());
+        }
+        Err(KeyStoreError::Exists { store: self.description(), name: name.to_string() })
     }
 
     fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
@@ -319,6 +369,15 @@ mod tests {
         keys.delete(&name()).unwrap();
         keys.delete(&name()).unwrap();
         assert!(keys.read(&name()).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_entry_that_is_there_is_not_replaced() {
+        let keys = KeyringStore::with_store(mock::Store::new().unwrap());
+        keys.create(&name(), &Secret::from("first")).unwrap();
+        let error = keys.create(&name(), &Secret::from("second")).unwrap_err();
+        assert!(matches!(error, KeyStoreError::Exists { .. }), "{error:?}");
+        assert_eq!(keys.read(&name()).unwrap().unwrap().expose(), "first");
     }
 
     #[test]

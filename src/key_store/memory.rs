@@ -55,7 +55,7 @@ impl KeyStore for MemoryKeyStore {
     fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
         match self.entries().entry(name.clone()) {
             std::collections::hash_map::Entry::Occupied(_) => {
-                Err(KeyStoreError::Ambiguous { store: self.description(), name: name.to_string() })
+                Err(KeyStoreError::Exists { store: self.description(), name: name.to_string() })
             }
             std::collections::hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(text.clone());

@@ -8,6 +8,7 @@ mod bounded;
 mod entry;
 mod error;
 mod file;
+mod file_name;
 #[cfg(feature = "keyring")]
 mod keyring;
 mod memory;
@@ -107,8 +108,24 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// What to call this store in messages, such as "the Secret Service".
     fn description(&self) -> String;
 
-    /// Meets whatever has to be met before an entry can be made, such as a prompt to unlock. It is
-    /// called before any lock is taken.
+    /// Tells this store from others: two with the same identity are one, and get one call at a time between
+    /// them. `None`, the default: each object is a store of its own. It never waits.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// The ids of the keys of a cache, in a store that can be read only: one of them seals the first file
+    /// of the cache, for which another store is asked to make one. The default has none.
+    ///
+    /// # Errors
+    /// [`KeyStoreError`] if the store cannot be reached or read.
+    fn fixed_keys(&self, service: &str, cache: &str) -> Result<Vec<KeyId>, KeyStoreError> {
+        let _ = (service, cache);
+        Ok(Vec::new())
+    }
+
+    /// Does any interactive work that is needed before an entry can be made, such as a prompt to unlock.
+    /// It is called before any lock is taken.
     ///
     /// # Errors
     /// [`KeyStoreError`] if no entry could be made.

@@ -136,8 +136,8 @@ impl Surroundings {
     fn advice_on(self, platform: Platform) -> String {
         let remedy = match (platform, self) {
             (_, Self::Container | Self::ContinuousIntegration) => {
-                return "there is no user session here: mount a directory for key files that is not in the \
-                        image, and ask for `KeyFileStore`"
+                return "there is no user session here: mount the key as a secret and ask for `KeyFileStore::mounted`, \
+                        or a directory of your own that is not in the image and ask for `KeyFileStore::new`"
                     .into();
             }
             (Platform::Windows, Self::Ssh) => {
@@ -213,7 +213,12 @@ impl KeyStore for Probing {
         self.0.description()
     }
 
+    fn identity(&self) -> Option<String> {
+        self.0.identity()
+    }
+
     fn prepare(&self) -> Result<(), KeyStoreError> {
+        self.0.check_fork()?;
         let store = self.description();
         match native::connect().and_then(|_| native::is_locked()) {
             Ok(false) => Ok(()),

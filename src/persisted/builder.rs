@@ -68,6 +68,9 @@ impl PersistedTokenCacheBuilder {
     /// Support` on macOS and the local application data directory on Windows: places that are
     /// neither synchronised nor emptied by cleaners.
     ///
+    /// Nothing is made in a directory that belongs to somebody else, as under `sudo` with `HOME` kept, and
+    /// a setuid program must name its directory.
+    ///
     /// It is made with mode 0700. One that exists must belong to the current user, and nobody else
     /// may be able to write to it.
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
@@ -138,6 +141,11 @@ impl PersistedTokenCacheBuilder {
         use etcetera::BaseStrategy as _;
         if let Some(directory) = &self.directory {
             return Ok(directory.clone());
+        }
+        // HOME is what the user who started the program says.
+        #[cfg(unix)]
+        if private_file::has_foreign_rights() {
+            return Err(Error::ForeignRights);
         }
         #[cfg(any(target_os = "macos", target_os = "ios"))]
         let strategy = etcetera::base_strategy::Apple::new();

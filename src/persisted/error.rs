@@ -44,6 +44,14 @@ pub enum Error {
     #[error("there is no home directory to keep the cache in; set HOME, or name a directory")]
     NoHomeDirectory,
 
+    /// The program runs with the rights of another user than the one who started it (setuid, setgid), whose
+    /// home is not to be trusted.
+    #[error(
+        "this program runs with the rights of another user than the one who started it: name the directory \
+         of the cache"
+    )]
+    ForeignRights,
+
     /// No key store was named and the crate was built without the platform keyring.
     #[error(
         "no key store was named, and this build has no platform keyring: name one, or enable the `keyring` feature"

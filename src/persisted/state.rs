@@ -150,7 +150,7 @@ impl Inner {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let seen = generation::seen(header.key_id);
+            let seen = generation::seen(self.store.path(), header.key_id);
             if header.generation < seen {
                 // A change that was made while this was read is no rollback.
                 if !self.store.is_current(&record.watch)? {
@@ -170,7 +170,7 @@ impl Inner {
             .deserialize(json)
             .map_err(|source| Error::Content { path: self.store.path().to_owned(), source })?;
         let notes = KeyNotes::take_from(&mut cache);
-        generation::see(header.key_id, header.generation);
+        generation::see(self.store.path(), header.key_id, header.generation);
         let generation = header.generation;
         Ok(State { cache, notes, key: Some(key), generation, watch: Some(record.watch), is_read: true })
     }
@@ -190,6 +190,11 @@ impl Inner {
 
     /// Makes a key and an empty file sealed under it. There must be no file, and the lock is held.
     pub(super) fn create_file(&self, lock: &StoreLock, key_timeout: Duration) -> Result<State, Error> {
+        if let Some(key) = self.keys.fixed(key_timeout)? {
+            let empty = self.empty();
+            let generation = generation::seen(self.store.path(), key.id()).saturating_add(1);
+            return self.write(lock, empty.cache, &Arc::new(key), generation, empty.notes);
+        }
         let key = SealingKey::generate().map_err(|source| self.unopened(source))?;
         if let Err(error) = self.keys.create(&key, key_timeout) {
             // It may be there after all, and seals nothing. If the store hangs, it stays.
@@ -233,7 +238,8 @@ impl Inner {
         let record = seal::seal_in_place(key, &self.context, generation, record)
             .map_err(|source| self.unopened(source))?;
         let watch = Some(self.store.replace(lock, &record)?);
-        generation::see(key.id(), generation);
+        cache.set_saved();
+        generation::see(self.store.path(), key.id(), generation);
         Ok(State { cache, notes, key: Some(Arc::clone(key)), generation, watch, is_read: true })
     }
 }

@@ -21,7 +21,10 @@ pub enum FileError {
 
     /// Something else stands where the file should be: a symbolic link, a junction, a directory, a
     /// pipe, a device.
-    #[error("{} is {found} and not a {expected}; nothing was read or written, move it away", path.display())]
+    #[error(
+        "{} is {found} and not a {expected}; nothing was read or written; see what it is before you move it",
+        path.display()
+    )]
     #[non_exhaustive]
     WrongType {
         /// Where.
@@ -34,7 +37,8 @@ pub enum FileError {
 
     /// The file or directory belongs to somebody else.
     #[error(
-        "{} belongs to {owner} and not to the current user; nothing was read or written, move it away",
+        "{} belongs to {owner} and not to the current user; nothing was read or written; run the program as \
+         its owner, or see what it is before you move it",
         path.display()
     )]
     #[non_exhaustive]
@@ -42,6 +46,20 @@ pub enum FileError {
         /// Which one.
         path: PathBuf,
         /// The owner: a user id, or on Windows a security identifier.
+        owner: String,
+    },
+
+    /// A directory is to be made in one that belongs to somebody else, such as a home under `sudo`.
+    #[error(
+        "{} belongs to {owner} and not to the current user, and nothing is made in there; run the program as \
+         its owner, set HOME to a home of your own (`sudo -H`), or name another directory",
+        path.display()
+    )]
+    #[non_exhaustive]
+    ForeignParent {
+        /// The directory that is there.
+        path: PathBuf,
+        /// Its owner: a user id.
         owner: String,
     },
 

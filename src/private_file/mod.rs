@@ -20,6 +20,8 @@ pub(crate) use device_names::is_device;
 pub use error::FileError;
 #[cfg(unix)]
 use unix as platform;
+#[cfg(unix)]
+pub(crate) use unix::has_foreign_rights;
 #[cfg(windows)]
 use windows as platform;
 
@@ -39,6 +41,37 @@ pub(crate) fn open(path: &Path) -> Checked<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(explain("open", path, error)),
     }
+}
+
+/// Opens a file in a directory of mounted secrets for reading; `None` if there is none. Links within the
+/// directory are followed.
+pub(crate) fn open_mounted(path: &Path, directory: &Path) -> Checked<Option<File>> {
+    let resolved = match platform::canonicalize(path) {
+        Ok(resolved) => resolved,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("find", path)(error)),
+    };
+    let directory = platform::canonicalize(directory).map_err(failed("find the directory", directory))?;
+    if !resolved.starts_with(&directory) {
+        return Err(FileError::WrongType {
+            path: path.to_owned(),
+            found: "a link that leads out of the directory",
+            expected: "regular file",
+        });
+    }
+    let mut above = resolved.parent();
+    while let Some(parent) = above.filter(|parent| parent.starts_with(&directory)) {
+        let metadata = fs::symlink_metadata(parent).map_err(failed("examine", parent))?;
+        platform::check_mounted_directory(&metadata, parent)?;
+        above = parent.parent();
+    }
+    let file = platform::open(&resolved).map_err(|error| explain("open", &resolved, error))?;
+    let metadata = file.metadata().map_err(failed("examine", &resolved))?;
+    if !metadata.is_file() {
+        return Err(wrong_type(&resolved, &metadata, "regular file"));
+    }
+    platform::check_mounted_file(&file, &metadata, &resolved)?;
+    Ok(Some(file))
 }
 
 /// Opens a file for a glance at it: at once or not at all, and whoever may read or change it.
@@ -104,6 +137,7 @@ fn wrong_type(path: &Path, metadata: &fs::Metadata, expected: &'static str) -> F
 /// that two ways to one directory are seen to be one.
 pub(crate) fn prepare_directory(path: &Path) -> Checked<PathBuf> {
     platform::check_path(path)?;
+    platform::check_ancestors(path)?;
     platform::create_directories(path).map_err(|error| match fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => wrong_type(path, &metadata, "directory"),
         _ => failed("create the directory", path)(error),

@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -95,8 +96,65 @@ fn check_mode(metadata: &Metadata, path: &Path, refused: u32, allowed: u32) -> C
     Err(FileError::LoosePermissions {
         path: path.to_owned(),
         permissions: format!("mode {mode:o}"),
-        remedy: format!("chmod {allowed:o} {}", path.display()),
+        remedy: format!("chmod {allowed:o} -- {}", quoted(path)),
     })
+}
+
+/// A path as a shell reads it, whatever is in it. One that is no text, or has control characters in it, is
+/// written with the escapes of `$'...'`, which bash, zsh and ksh read.
+fn quoted(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
+        _ => {
+            let escaped = bytes.iter().fold(String::new(), |text, &byte| match byte {
+                b'\'' | b'\\' => format!("{text}\\{}", char::from(byte)),
+                b' '..=b'~' => format!("{text}{}", char::from(byte)),
+                _ => format!("{text}\\x{byte:02x}"),
+            });
+            format!("$'{escaped}'")
+        }
+    }
+}
+
+/// What Kubernetes and Docker mount: files of root, which others may read.
+pub(super) fn check_mounted_file(_: &File, metadata: &Metadata, path: &Path) -> Checked<()> {
+    check_owner_or_root(metadata, path)?;
+    check_mode(metadata, path, 0o022, 0o400)
+}
+
+pub(super) fn check_mounted_directory(metadata: &Metadata, path: &Path) -> Checked<()> {
+    check_owner_or_root(metadata, path)?;
+    // Where the sticky bit is set nobody replaces what is root's.
+    let refused = if metadata.mode() & 0o1000 == 0 { 0o022 } else { 0 };
+    check_mode(metadata, path, refused, 0o755)
+}
+
+fn check_owner_or_root(metadata: &Metadata, path: &Path) -> Checked<()> {
+    if metadata.uid() == 0 { Ok(()) } else { check_owner(metadata, path) }
+}
+
+/// Nothing is made in a directory that belongs to somebody else: root under `sudo` would lock the user out
+/// of a home of the user's own. Directories of root are nobody's home.
+pub(super) fn check_ancestors(path: &Path) -> Checked<()> {
+    for existing in path.ancestors().skip_while(|path| fs::symlink_metadata(path).is_err()).take(1) {
+        // What is there already is judged by whoever opens it.
+        if existing == path || existing.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let metadata = fs::metadata(existing).map_err(super::failed("examine", existing))?;
+        if metadata.uid() != 0 && check_owner(&metadata, existing).is_err() {
+            let owner = format!("user {}", metadata.uid());
+            return Err(FileError::ForeignParent { path: existing.to_owned(), owner });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the program runs with the rights of another user than the one who started it (setuid).
+pub(crate) fn has_foreign_rights() -> bool {
+    rustix::process::getuid() != rustix::process::geteuid()
+        || rustix::process::getgid() != rustix::process::getegid()
 }
 
 /// Every name is allowed, and the directory itself may be reached by a link.
@@ -161,6 +219,25 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn a_path_in_a_command_is_one_word_whatever_is_in_it() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let base = tempfile::tempdir().unwrap();
+        for name in
+            [&b"plain"[..], b"two words", b"it's $HOME `x` \"y\" \\n", b"-rf", b"new\nline", b"no\xffutf"]
+        {
+            let path = base.path().join(std::ffi::OsString::from_vec(name.to_vec()));
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o775)).unwrap();
+            let error = check_directory(&fs::metadata(&path).unwrap(), &path).unwrap_err();
+            let FileError::LoosePermissions { remedy, .. } = error else { panic!("{error:?}") };
+            let shell = std::process::Command::new("bash").args(["-c", &remedy]).status();
+            let Ok(status) = shell else { return eprintln!("no bash") };
+            assert!(status.success(), "{remedy}");
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700, "{remedy}");
+        }
+    }
 
     /// Whatever stands where a new file is to be made, foreseen or not.
     #[test]

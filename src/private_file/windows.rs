@@ -165,6 +165,23 @@ pub(super) fn check_directory(_: &Metadata, path: &Path) -> Checked<()> {
     Ok(())
 }
 
+/// Docker and Kubernetes on Windows mount what the container's user may read; nobody else is in there.
+#[allow(clippy::unnecessary_wraps)] // Elsewhere it is not so.
+pub(super) fn check_mounted_file(_: &File, _: &Metadata, _: &Path) -> Checked<()> {
+    Ok(())
+}
+
+#[allow(clippy::unnecessary_wraps)] // Elsewhere it is not so.
+pub(super) fn check_mounted_directory(_: &Metadata, _: &Path) -> Checked<()> {
+    Ok(())
+}
+
+/// There is no `sudo` that keeps another user's home.
+#[allow(clippy::unnecessary_wraps)] // Elsewhere it is not so.
+pub(super) fn check_ancestors(_: &Path) -> Checked<()> {
+    Ok(())
+}
+
 /// The current user, and the text form of the security descriptor.
 fn examine(file: &File, path: &Path) -> Checked<(&'static User, String)> {
     user()

@@ -8,10 +8,10 @@ use super::acquired::{Acquired, Origin};
 use super::call::Call;
 use super::desk::Desk;
 use super::engine::Job;
-use super::error::AcquireError;
+use super::error::{AcquireError, SignInReason};
 use super::flight::{Flight, Lead, Patience, Seat, Waited};
 use super::freshness::is_due;
-use super::identity::{RequestId, credential_name, refresh_token_query};
+use super::identity::{FlightKey, RequestId, credential_name, refresh_token_query};
 use super::landing::{Landing, Leftover};
 use super::request::AcquireRequest;
 use super::tokens::Tokens;
@@ -22,9 +22,6 @@ use crate::deadline;
 
 /// More stack than the work of a refresh was seen to use, the caller's function apart.
 const STACK: usize = 64 * 1024;
-
-/// How long after an early refresh that was in vain the next one is tried, unless the server says.
-const EARLY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a caller is to do.
 pub(super) enum Step {
@@ -43,6 +40,10 @@ pub(super) enum Found {
 /// Looks for a token that need not be refreshed. Never waits: if the file must be read again, that is
 /// left to the one thread that does it for all.
 pub(super) fn look(tokens: &Tokens, request: &AcquireRequest<'_>) -> Result<Found, AcquireError> {
+    if request.claims.is_some() {
+        // A service that asks for claims takes no token of before.
+        return Ok(Found::Nothing);
+    }
     let refused = request.refused.map(AccessToken::secret);
     let find =
         |cache: &TokenCache| cache.find_living_access_token(request.query, Life::Fresh, refused.as_ref());
@@ -57,11 +58,11 @@ pub(super) struct Attempt<'a, C> {
     tokens: &'a Tokens,
     desk: Arc<Desk>,
     request: AcquireRequest<'a>,
-    id: RequestId,
+    id: FlightKey,
     account: Account,
     /// Taken when this caller leads.
     call: Option<C>,
-    /// A token to fall back to: an early refresh may fail.
+    /// A valid token that the server would like to see refreshed.
     due: Option<AccessToken>,
     deadline: Instant,
 }
@@ -83,8 +84,11 @@ impl<'a, C: Call> Attempt<'a, C> {
         Ok(Self {
             tokens,
             desk,
-            id: RequestId::new(request.query, request.family_id),
-            account: Account::new(home_account_id, environment),
+            id: FlightKey {
+                request: RequestId::new(request.query, request.family_id, request.claims),
+                tries_now: request.tries_now,
+            },
+            account: Account { issuer: owner.issuer.clone(), ..Account::new(home_account_id, environment) },
             call: Some(call),
             due,
             deadline: deadline::after(request.wait_timeout),
@@ -93,66 +97,75 @@ impl<'a, C: Call> Attempt<'a, C> {
     }
 
     pub(super) fn patience(&self) -> Patience {
-        // An early refresh is waited for only while there is much of the old token's life left.
-        let due_until = self.due.as_ref().map(|token| deadline::after(self.life_left(token).mul_f64(0.75)));
-        let deadline = due_until.map_or(self.deadline, |until| until.min(self.deadline));
-        Patience { deadline, call_timeout: self.request.call_timeout }
+        let is_leader = self.call.is_none();
+        Patience { deadline: self.deadline, call_timeout: self.request.call_timeout, is_leader }
     }
 
     fn now(&self) -> SystemTime {
         self.request.query.now.unwrap_or_else(SystemTime::now)
     }
 
-    fn life_left(&self, token: &AccessToken) -> Duration {
-        token.expires_on().duration_since(self.now()).unwrap_or_default()
-    }
-
-    /// Takes a seat, and leads the flight if nobody else does.
+    /// Takes a seat, and leads the flight if nobody else does. An early refresh makes nobody wait.
     pub(super) fn board(&mut self) -> Step {
-        if let Some(token) = self.due.take_if(|_| self.desk.is_early_pause(&self.id)) {
-            return Step::Done(Ok(Acquired::instead(token, Origin::StillValid, None)));
+        let due = self.due.take();
+        let still_valid =
+            |token, failure| Step::Done(Ok(Acquired::instead(token, Origin::StillValid, failure)));
+        if let Some(token) = &due
+            && let Some(pause) = self.desk.early_pause(&self.id.request)
+            && !self.request.tries_now
+        {
+            return still_valid(token.clone(), pause.failure);
         }
-        match self.desk.flights.board(&self.id) {
-            Seat::Follow(flight) => match self.due.take() {
-                // Somebody refreshes early: everybody else keeps the valid token.
-                Some(token) => Step::Done(Ok(Acquired::instead(token, Origin::StillValid, None))),
-                None => Step::Wait(flight),
-            },
-            Seat::Lead(lead) => match self.call.take() {
-                Some(call) => self.lead(lead, call),
-                // It led before, and what came of it was refused: that cannot be.
-                None => Step::Done(Err(unexplained())),
-            },
+        match (self.desk.flights.board(&self.id), due) {
+            (Seat::Follow(_), Some(token)) => still_valid(token, None),
+            (Seat::Follow(flight), None) => Step::Wait(flight),
+            (Seat::Lead(lead), due) => {
+                let flight = match self.call.take() {
+                    Some(call) => self.lead(lead, call, due.is_some()),
+                    // It led before, and what came of it was refused: that cannot be.
+                    None => Err(unexplained()),
+                };
+                match (flight, due) {
+                    (flight, Some(token)) => still_valid(token, flight.err()),
+                    (Ok(flight), None) => Step::Wait(flight),
+                    (Err(error), None) => Step::Done(self.fall_back(error, None)),
+                }
+            }
         }
     }
 
-    fn lead(&mut self, lead: Lead<RequestId, Landing>, call: C) -> Step {
+    /// Has the refresh made, by a thread of its own.
+    fn lead(
+        &self,
+        lead: Lead<FlightKey, Landing>,
+        call: C,
+        is_early: bool,
+    ) -> Result<Arc<Flight<Landing>>, AcquireError> {
         let flight = lead.flight();
+        let owned = |text: &str| text.to_owned();
         let job = Job {
             tokens: self.tokens.clone(),
             desk: Arc::clone(&self.desk),
-            request: self.id.clone(),
+            request: self.id.request.clone(),
             query: self.request.query.clone(),
             account: self.account.clone(),
-            family_id: self.request.family_id.map(str::to_owned),
-            refused: self.request.refused.map(AccessToken::secret),
+            family_id: self.request.family_id.map(owned),
+            token_endpoint: self.request.token_endpoint.map(owned),
+            claims: self.request.claims.map(owned),
+            tries_now: self.request.tries_now,
+            refused: self.request.refused.cloned(),
             wait_timeout: self.request.wait_timeout,
             deadline: self.deadline,
             call_timeout: self.request.call_timeout,
-            is_early: self.due.is_some(),
+            is_early,
         };
-        // On a thread of its own: whoever waits may go, and the call and its save still come to an end.
+        // On a thread of its own: whoever waits may go, and the call and its save run to completion.
         let started = thread::Builder::new().name("tokenseal-refresh".into()).spawn(move || {
             job.run(call, lead);
             // The thread's stack outlives it in the allocator's cache.
             zeroize::zeroize_stack::<STACK>();
         });
-        match started {
-            Ok(_) => Step::Wait(flight),
-            Err(source) => {
-                Step::Done(self.fall_back(AcquireError::NoThread { source: Arc::new(source) }, None))
-            }
-        }
+        started.map(|_| flight).map_err(|source| AcquireError::NoThread { source: Arc::new(source) })
     }
 
     /// What a landing means for this caller; `None` if it must try again.
@@ -167,13 +180,7 @@ impl<'a, C: Call> Attempt<'a, C> {
             }
             // The early refresh of somebody who does not need it was not worth waiting for.
             Waited::Landed(Landing::Busy) if !has_led => return None,
-            Waited::Landed(Landing::Busy) => match self.due.take() {
-                Some(token) => {
-                    self.desk.pause_early(&self.id, EARLY_PAUSE);
-                    Ok(Acquired::instead(token, Origin::StillValid, None))
-                }
-                None => Err(unexplained()),
-            },
+            Waited::Landed(Landing::Busy) => Err(unexplained()),
             // Whoever led it had less patience.
             Waited::Landed(Landing::Failed { error: AcquireError::WaitTimedOut { .. }, .. })
                 if !has_led && !deadline::left(self.deadline).is_zero() =>
@@ -193,19 +200,17 @@ impl<'a, C: Call> Attempt<'a, C> {
     }
 
     /// A token that may be served although it should have been refreshed.
-    fn fall_back(
-        &mut self,
-        error: AcquireError,
-        leftover: Option<Leftover>,
-    ) -> Result<Acquired, AcquireError> {
+    fn fall_back(&self, error: AcquireError, leftover: Option<Leftover>) -> Result<Acquired, AcquireError> {
         let now = self.now();
-        if let Some(token) = self.due.take_if(|token| token.expires_on() > now) {
-            self.desk.pause_early(&self.id, error.retry_after().unwrap_or(EARLY_PAUSE));
-            return Ok(Acquired::instead(token, Origin::StillValid, Some(error)));
-        }
-        let says_nothing_of_tokens =
-            error.is_transient() || matches!(error, AcquireError::Cache(_) | AcquireError::NoThread { .. });
-        let leftover = leftover.filter(|it| says_nothing_of_tokens && !self.is_refused(&it.token));
+        // After a sign-out nothing is served any more, and of several users nobody's.
+        let ends_all = matches!(
+            error,
+            AcquireError::SignInRequired { reason: SignInReason::SignedOut, .. }
+                | AcquireError::Ambiguous { .. }
+        );
+        let is_wanted =
+            |it: &Leftover| !ends_all && self.request.claims.is_none() && !self.is_refused(&it.token);
+        let leftover = leftover.filter(is_wanted);
         let Some(Leftover { token, save_failure }) = leftover else { return Err(error) };
         let origin = if token.expires_on() > now {
             Origin::StillValid
@@ -221,7 +226,7 @@ impl<'a, C: Call> Attempt<'a, C> {
     }
 
     /// For whoever cannot wait for the one who knows better: what is in memory, saved or not.
-    fn give_up(&mut self, error: AcquireError) -> Result<Acquired, AcquireError> {
+    fn give_up(&self, error: AcquireError) -> Result<Acquired, AcquireError> {
         let unsaved = self.desk.unsaved();
         let refused = self.request.refused.map(AccessToken::secret);
         let find = |cache: &TokenCache, life| {
@@ -232,7 +237,8 @@ impl<'a, C: Call> Attempt<'a, C> {
         let found = self.tokens.read_if_current(|cache| {
             let saved = find(cache, Life::Fresh);
             overlaid(cache, &unsaved, |cache| {
-                let fresh = if saved.is_some() { None } else { find(cache, Life::Fresh) };
+                let is_wanted = saved.is_none() && self.request.claims.is_none();
+                let fresh = is_wanted.then(|| find(cache, Life::Fresh)).flatten();
                 (fresh, find(cache, Life::Extended))
             })
         });

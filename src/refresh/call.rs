@@ -5,8 +5,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use super::failure::RefreshFailure;
+use super::refresh_call::RefreshCall;
 use crate::cache::TokenResponse;
-use crate::secret::Secret;
 
 /// What came of a call.
 pub(super) enum Called {
@@ -23,7 +23,7 @@ pub(super) trait Call: Send + 'static {
     /// Whether it is given up when its time is over. Otherwise those who wait must be told.
     const CAN_BE_GIVEN_UP: bool;
 
-    fn call(&mut self, refresh_token: Secret, within: Duration) -> Called;
+    fn call(&mut self, call: RefreshCall, within: Duration) -> Called;
 }
 
 /// A blocking call.
@@ -31,12 +31,12 @@ pub(super) struct Blocking<F>(pub(super) F);
 
 impl<F> Call for Blocking<F>
 where
-    F: FnMut(Secret) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
 {
     const CAN_BE_GIVEN_UP: bool = false;
 
-    fn call(&mut self, refresh_token: Secret, _: Duration) -> Called {
-        Called::Answered((self.0)(refresh_token).map(Box::new))
+    fn call(&mut self, call: RefreshCall, _: Duration) -> Called {
+        Called::Answered((self.0)(call).map(Box::new))
     }
 }
 
@@ -54,16 +54,16 @@ pub(super) struct Asynchronous<F> {
 #[cfg(feature = "tokio")]
 impl<F, R> Call for Asynchronous<F>
 where
-    F: FnMut(Secret) -> R + Send + 'static,
+    F: FnMut(RefreshCall) -> R + Send + 'static,
     R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
 {
     const CAN_BE_GIVEN_UP: bool = true;
 
-    fn call(&mut self, refresh_token: Secret, within: Duration) -> Called {
+    fn call(&mut self, call: RefreshCall, within: Duration) -> Called {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         // Some clients need the runtime already when the future is made.
         let _entered = self.runtime.enter();
-        let future = (self.call)(refresh_token);
+        let future = (self.call)(call);
         let task = self.runtime.spawn(async move {
             let result = tokio::time::timeout(within, future).await;
             // Nobody waits any more for a task that was given up.

@@ -3,26 +3,40 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::back_off;
+use super::error::AcquireError;
 use super::flight::Flights;
-use super::identity::{CredentialName, RequestId};
+use super::identity::{CredentialName, FlightKey, RequestId};
 use super::landing::Landing;
 use super::note::Note;
+use super::tokens::Tokens;
 use super::unsaved::Unsaved;
 use crate::deadline::{self, Lane};
 use crate::persisted::PersistedTokenCache;
+use crate::process::PerProcess;
 use crate::store::FileLock;
+
+/// How long to wait before a save is tried again by whoever waits for it.
+const BETWEEN_SAVES: Duration = Duration::from_millis(250);
 
 /// All that a process knows of the refreshes of one cache, whichever handle they are made through.
 #[derive(Debug, Default)]
 pub(super) struct Desk {
-    pub(super) flights: Arc<Flights<RequestId, Landing>>,
+    pub(super) flights: Arc<Flights<FlightKey, Landing>>,
     credentials: Mutex<HashMap<CredentialName, Arc<Credential>>>,
-    /// Until when a request is not worth another early refresh: one has failed.
-    early_pauses: Mutex<HashMap<RequestId, Instant>>,
+    /// Until when a request is not worth another early refresh, and why: one has failed.
+    early_pauses: Mutex<HashMap<RequestId, EarlyPause>>,
+}
+
+/// An early refresh has failed.
+#[derive(Debug, Clone)]
+pub(super) struct EarlyPause {
+    until: Instant,
+    pub(super) failure: Option<AcquireError>,
 }
 
 /// What a process knows of one refresh token.
@@ -47,30 +61,78 @@ pub(super) struct Remembered {
     pub(super) has_saver: bool,
 }
 
-/// The desks of all cache files that something is to be known about.
-static DESKS: LazyLock<Mutex<HashMap<PathBuf, Arc<Desk>>>> = LazyLock::new(Mutex::default);
+/// Which cache a desk is of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Of {
+    File(PathBuf),
+    /// One in memory only, by its number.
+    Memory(u64),
+}
+
+type Desks = Mutex<HashMap<Of, Arc<Desk>>>;
+
+/// The desks of all caches that something is to be known about. A child that is forked begins with none:
+/// what is under way is under way in its parent.
+static DESKS: PerProcess<Desks> = PerProcess::new(|_parent| Desks::default());
 
 impl Desk {
     pub(super) fn of(cache: &PersistedTokenCache) -> Arc<Self> {
-        let mut desks = DESKS.lock().unwrap_or_else(PoisonError::into_inner);
-        desks.retain(|_, desk| Arc::strong_count(desk) > 1 || !desk.is_idle());
-        Arc::clone(desks.entry(cache.path().to_owned()).or_default())
+        Self::find(Of::File(cache.path().to_owned()))
     }
 
-    /// Whether an early refresh for this request failed a moment ago.
-    pub(super) fn is_early_pause(&self, request: &RequestId) -> bool {
-        self.early_pauses().get(request).is_some_and(|&until| !deadline::left(until).is_zero())
+    pub(super) fn of_memory(number: u64) -> Arc<Self> {
+        Self::find(Of::Memory(number))
+    }
+
+    fn find(of: Of) -> Arc<Self> {
+        let mut desks = DESKS.get().lock().unwrap_or_else(PoisonError::into_inner);
+        desks.retain(|_, desk| Arc::strong_count(desk) > 1 || !desk.is_idle());
+        Arc::clone(desks.entry(of).or_default())
+    }
+
+    /// Whether an early refresh for this request failed a moment ago, and why.
+    pub(super) fn early_pause(&self, request: &RequestId) -> Option<EarlyPause> {
+        let pauses = self.early_pauses();
+        pauses.get(request).filter(|pause| !deadline::left(pause.until).is_zero()).cloned()
     }
 
     /// Makes early refreshes for this request pause.
-    pub(super) fn pause_early(&self, request: &RequestId, pause: Duration) {
+    pub(super) fn pause_early(&self, request: &RequestId, pause: Duration, failure: Option<AcquireError>) {
         let mut pauses = self.early_pauses();
-        pauses.retain(|_, until| !deadline::left(*until).is_zero());
-        pauses.insert(request.clone(), deadline::after(pause));
+        pauses.retain(|_, pause| !deadline::left(pause.until).is_zero());
+        pauses.insert(request.clone(), EarlyPause { until: deadline::after(pause), failure });
     }
 
-    fn early_pauses(&self) -> MutexGuard<'_, HashMap<RequestId, Instant>> {
+    fn early_pauses(&self) -> MutexGuard<'_, HashMap<RequestId, EarlyPause>> {
         self.early_pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for all that is under way, and saves what could not be saved.
+    pub(super) fn settle(self: &Arc<Self>, tokens: &Tokens, within: Duration) -> Result<(), AcquireError> {
+        tokens.check_not_in_hand()?;
+        let deadline = deadline::after(within);
+        if !self.flights.wait_until_empty(deadline) {
+            return Err(AcquireError::NotSettled { waited: within });
+        }
+        loop {
+            let credentials: Vec<_> =
+                self.credentials().iter().map(|(name, known)| (name.clone(), Arc::clone(known))).collect();
+            let unsaved = credentials.into_iter().find_map(|(name, credential)| {
+                let remembered = credential.remembered();
+                let failure = remembered.unsaved.failure().filter(|_| remembered.unsaved.is_at_risk());
+                failure.map(|failure| (name, failure))
+            });
+            let Some((name, failure)) = unsaved else { return Ok(()) };
+            if let Ok(mut turn) = self.turn(tokens, &name, within, deadline) {
+                turn.save(tokens);
+            }
+            if deadline::left(deadline).is_zero() {
+                return Err(AcquireError::NotSaved { source: failure });
+            }
+            if self.credential(&name).remembered().unsaved.is_at_risk() {
+                thread::sleep(BETWEEN_SAVES.min(deadline::left(deadline)));
+            }
+        }
     }
 
     /// What could not be saved yet, of any refresh token.
@@ -94,7 +156,7 @@ impl Desk {
     fn is_idle(&self) -> bool {
         let mut credentials = self.credentials();
         credentials.retain(|_, credential| !credential.is_idle());
-        let is_paused = self.early_pauses().values().any(|&until| !deadline::left(until).is_zero());
+        let is_paused = self.early_pauses().values().any(|pause| !deadline::left(pause.until).is_zero());
         credentials.is_empty() && self.flights.is_empty() && !is_paused
     }
 

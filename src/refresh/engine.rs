@@ -2,22 +2,27 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::acquired::{Acquired, Origin};
-use super::back_off::Verdict;
 use super::call::{Call, Called};
 use super::desk::Desk;
 use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Cause, Reason, RefreshFailure, Rejection};
 use super::flight::Lead;
 use super::freshness::is_due;
-use super::identity::{CredentialName, RequestId, refresh_token_query};
+use super::identity::{CredentialName, FlightKey, RequestId, TokenMark, refresh_token_query};
 use super::landing::{Landing, Leftover};
+use super::refresh_call::RefreshCall;
+use super::refusal::Verdict;
 use super::tokens::Tokens;
 use super::turn::{Place, Turn};
 use super::unsaved::{Unsaved, overlaid};
-use crate::cache::{AccessToken, AccessTokenQuery, Account, Life, RefreshToken, TokenCache, TokenResponse};
+use crate::cache::{
+    AccessToken, AccessTokenQuery, Account, CacheError, ErrorResponse, Life, RefreshToken, TokenCache,
+    TokenResponse, token_endpoint_of,
+};
 use crate::deadline;
 use crate::persisted::Error;
 use crate::secret::Secret;
@@ -30,7 +35,11 @@ pub(super) struct Job {
     pub(super) query: AccessTokenQuery,
     pub(super) account: Account,
     pub(super) family_id: Option<String>,
-    pub(super) refused: Option<Secret>,
+    pub(super) token_endpoint: Option<String>,
+    pub(super) claims: Option<String>,
+    pub(super) tries_now: bool,
+    /// The access token that is to be replaced.
+    pub(super) refused: Option<AccessToken>,
     pub(super) wait_timeout: Duration,
     pub(super) deadline: Instant,
     pub(super) call_timeout: Duration,
@@ -44,8 +53,18 @@ enum Look {
     Fresh(AccessToken),
     /// No such token, but this refresh token.
     Send(Box<Candidate>),
+    /// It cannot be said which, on account of this.
+    Ambiguous(&'static str),
     Nothing,
 }
+
+/// How long after an early refresh that was in vain the next one is tried, unless the server says.
+const EARLY_PAUSE: Duration = Duration::from_secs(1);
+
+const SEVERAL_REALMS: &str =
+    "the account has tokens of several realms: name one with `AccessTokenQuery::realm`";
+const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
+                               account from `accounts`, or name it with `Account::with_issuer`";
 
 /// A refresh token to try.
 struct Candidate {
@@ -53,16 +72,18 @@ struct Candidate {
     name: CredentialName,
     /// The realm to keep the tokens under, if nothing else names one.
     realm: Option<String>,
-    /// Whether it may be removed when the server rejects it: another client's token may be rejected
-    /// for being another client's.
-    may_be_retired: bool,
+    mark: TokenMark,
+    /// Whether the row is this client's: another client's token may be rejected for being another
+    /// client's.
+    is_own: bool,
 }
 
 /// What is known in this flight, whichever lock it holds.
 struct Heard {
     /// Refresh tokens that must not be sent any more.
     spent: Vec<Secret>,
-    reason: SignInReason,
+    /// Why the user must sign in, if nothing else is left.
+    error: AcquireError,
 }
 
 /// What came of a turn.
@@ -72,7 +93,27 @@ enum Taken {
     Elsewhere(Box<Candidate>),
 }
 
-type Leader = Lead<RequestId, Landing>;
+type Leader = Lead<FlightKey, Landing>;
+
+/// The access token of an answer, as the cache has it.
+struct Came {
+    token: AccessToken,
+    is_fresh: bool,
+}
+
+impl Came {
+    /// Whether the cache had this very token before, until then.
+    fn is_no_better_than(&self, known_until: Option<i64>) -> bool {
+        known_until.is_some_and(|until| !self.is_fresh || self.token.expires_on_seconds() <= until)
+    }
+}
+
+/// What came of looking at an answer.
+enum Kept {
+    Landed(Landing),
+    /// The session that it belongs to has ended, or it is about another user: another token may do.
+    Another,
+}
 
 impl Job {
     /// Does the job and lands the flight.
@@ -80,6 +121,9 @@ impl Job {
         let mut turn = None;
         let landing =
             self.fly(&mut call, &lead, &mut turn).unwrap_or_else(|error| self.failed(error, turn.as_ref()));
+        if self.is_early {
+            self.pause_after(&landing);
+        }
         // What could not be saved is tried again when nobody waits for it any more.
         let unsaved = turn.filter(|(turn, _)| !turn.unsaved().is_empty());
         lead.land(landing);
@@ -89,11 +133,26 @@ impl Job {
         }
     }
 
+    /// After an early refresh that was in vain the next one is not tried at once.
+    fn pause_after(&self, landing: &Landing) {
+        let (pause, failure) = match landing {
+            Landing::Acquired(acquired) => match acquired.failure() {
+                Some(failure) => (failure.retry_after(), Some(failure.clone())),
+                None => return,
+            },
+            Landing::Busy => (None, None),
+            Landing::Failed { error, .. } => (error.retry_after(), Some(error.clone())),
+        };
+        self.desk.pause_early(&self.request, pause.unwrap_or(EARLY_PAUSE), failure);
+    }
+
     fn failed(&self, error: AcquireError, turn: Option<&(Turn, CredentialName)>) -> Landing {
         let none = Unsaved::default();
         let unsaved = turn.map_or(&none, |(turn, _)| turn.unsaved());
         let leftover = |cache: &TokenCache| {
-            cache.find_living_access_token(&self.query, Life::Extended, self.refused.as_ref())
+            // A service that asks for claims takes no token of before.
+            let wanted = self.claims.is_none().then_some(&self.query)?;
+            cache.find_living_access_token(wanted, Life::Extended, self.refused().as_ref())
         };
         // Without waiting; and if the file has changed and cannot be read, not from before: somebody may
         // have signed out.
@@ -109,12 +168,18 @@ impl Job {
         lead: &Leader,
         held: &mut Option<(Turn, CredentialName)>,
     ) -> Result<Landing, AcquireError> {
-        let mut heard = Heard { spent: Vec::new(), reason: SignInReason::NoRefreshToken };
+        if let Some(token) = self.refused.as_ref().filter(|token| token.is_endless()) {
+            // It was taken to live for ever; the service says that it does not.
+            self.tokens.update(|cache| Ok(cache.remove_access_token(token)))?;
+        }
+        let error = AcquireError::sign_in(SignInReason::NoRefreshToken);
+        let mut heard = Heard { spent: Vec::new(), error };
         let mut look = self.look(&Unsaved::default(), &heard)?;
         loop {
             let name = match look {
                 Look::Fresh(token) => return Ok(Landing::Acquired(Acquired::from_cache(token))),
-                Look::Nothing => return Err(AcquireError::SignInRequired { reason: heard.reason }),
+                Look::Nothing => return Err(heard.error),
+                Look::Ambiguous(what) => return Err(AcquireError::Ambiguous { what }),
                 Look::Send(candidate) => candidate.name,
             };
             if let Some((mut turn, name)) = held.take() {
@@ -156,131 +221,248 @@ impl Job {
             // Somebody may have refreshed it, or signed in or out, since the last look.
             let candidate = match self.look(turn.unsaved(), heard)? {
                 Look::Fresh(token) => return Ok(Taken::Landed(served(token, Origin::Cache, turn))),
-                Look::Nothing => return Err(AcquireError::SignInRequired { reason: heard.reason.clone() }),
+                Look::Nothing => return Err(heard.error.clone()),
+                Look::Ambiguous(what) => return Err(AcquireError::Ambiguous { what }),
                 Look::Send(candidate) if candidate.name != *name => return Ok(Taken::Elsewhere(candidate)),
                 Look::Send(candidate) => candidate,
             };
-            let renewed_at = candidate.token.last_modification_time;
-            if let Some(retry_after) = turn.back_off(renewed_at) {
-                return Err(AcquireError::Unavailable { retry_after, cause: None });
-            }
-            match turn.refusal(&self.request, renewed_at) {
-                // Another token may do.
-                Some(Verdict::Rejected(rejection)) => {
-                    heard.reason = rejection.clone().into();
-                    heard.spent.push(candidate.token.secret());
-                    continue;
+            if !self.tries_now {
+                if let Some(retry_after) = turn.back_off(&candidate.mark) {
+                    return Err(AcquireError::Unavailable { retry_after, cause: None });
                 }
-                Some(verdict) => return Err(verdict.clone().into()),
-                None => {}
+                match turn.refusal(&self.request, &candidate.mark) {
+                    // Another token may do.
+                    Some((left, verdict @ (Verdict::Rejected(_) | Verdict::OtherUser))) => {
+                        heard.error = verdict.clone().into_error(left);
+                        heard.spent.push(candidate.token.secret());
+                        continue;
+                    }
+                    Some((left, verdict)) => return Err(verdict.clone().into_error(left)),
+                    None => {}
+                }
             }
             turn.begin_use();
-            let failure = match self.call(call, lead, &candidate.token) {
+            let reason = match self.call(call, lead, &candidate) {
                 Called::Answered(Ok(answer)) => match self.keep(*answer, &candidate, turn, heard)? {
-                    Some(landing) => return Ok(Taken::Landed(landing)),
-                    None => continue,
+                    Ok(Kept::Landed(landing)) => return Ok(Taken::Landed(landing)),
+                    Ok(Kept::Another) => {
+                        turn.end_use();
+                        continue;
+                    }
+                    Err(reason) => reason,
                 },
                 Called::Answered(Err(RefreshFailure(reason))) => reason,
                 #[cfg(feature = "tokio")]
                 Called::TimedOut => {
-                    turn.failed(None, renewed_at);
+                    turn.failed(None, &candidate.mark);
                     return Err(AcquireError::CallTimedOut { waited: self.call_timeout });
                 }
                 Called::Lost(why) => {
                     Reason::Transient { retry_after: None, cause: Cause(Arc::from(Box::from(why))) }
                 }
             };
-            match failure {
-                Reason::Transient { retry_after, cause } => {
-                    let retry_after = turn.failed(retry_after, renewed_at);
-                    return Err(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) });
-                }
-                Reason::Refused { error } => {
-                    turn.answered(&self.request);
-                    turn.refused(&self.request, renewed_at, Verdict::Refused(error.clone()));
-                    return Err(AcquireError::Refused { error });
-                }
-                Reason::Rejected(rejection) => {
-                    turn.answered(&self.request);
-                    self.rejected(*candidate, rejection, turn, heard);
-                    turn.end_use();
-                }
+            self.failed_call(reason, *candidate, turn, heard)?;
+            turn.end_use();
+        }
+    }
+
+    /// Remembers why a call brought no tokens. `Ok`: another refresh token may do.
+    fn failed_call(
+        &self,
+        reason: Reason,
+        sent: Candidate,
+        turn: &mut Turn,
+        heard: &mut Heard,
+    ) -> Result<(), AcquireError> {
+        // What is noted is noted of the token that would be sent next: this one, or one that came with the
+        // error.
+        let mark = self.sent_next(turn, heard).unwrap_or_else(|| sent.mark.clone());
+        match reason {
+            Reason::Transient { retry_after, cause } => {
+                let retry_after = turn.failed(retry_after, &mark);
+                Err(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) })
+            }
+            Reason::Unexplained { status, retry_after } => {
+                turn.answered();
+                let verdict = Verdict::Unexplained(status);
+                let retry_after = turn.refused(&self.request, &mark, verdict, retry_after);
+                let cause = Cause(Arc::from(Box::from(format!("status {status}"))));
+                Err(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) })
+            }
+            Reason::Refused { error } => {
+                turn.answered();
+                turn.refused(&self.request, &mark, Verdict::Refused(error.clone()), None);
+                Err(AcquireError::Refused { error })
+            }
+            Reason::Rejected(rejection) => {
+                turn.answered();
+                self.rejected(sent, rejection, turn, heard);
+                Ok(())
             }
         }
     }
 
-    fn call<C: Call>(&self, call: &mut C, lead: &Leader, token: &RefreshToken) -> Called {
-        if !C::CAN_BE_GIVEN_UP {
-            lead.call_begins();
-        }
-        let called = catch_unwind(AssertUnwindSafe(|| call.call(token.secret(), self.call_timeout)));
+    fn call<C: Call>(&self, call: &mut C, lead: &Leader, sent: &Candidate) -> Called {
+        let environment = sent.token.environment();
+        let request = RefreshCall {
+            refresh_token: sent.token.secret(),
+            client_id: self.query.client_id.clone(),
+            environment: environment.to_owned(),
+            realm: sent.realm.clone(),
+            scopes: self.query.scopes.clone(),
+            claims: self.claims.clone(),
+            token_endpoint: self
+                .token_endpoint
+                .clone()
+                .or_else(|| token_endpoint_of(environment, sent.realm.as_deref()?)),
+            began: SystemTime::now(),
+            has_sent_scopes: AtomicBool::new(false),
+        };
+        lead.call_begins(C::CAN_BE_GIVEN_UP);
+        let began = request.began;
+        let called = catch_unwind(AssertUnwindSafe(|| call.call(request, self.call_timeout)));
         lead.call_ended();
-        // What a panic says may be anything, a secret too.
-        called.unwrap_or(Called::Lost("the call panicked"))
+        match called {
+            Ok(Called::Answered(Ok(mut answer))) => {
+                answer.received_at.get_or_insert(began);
+                Called::Answered(Ok(answer))
+            }
+            Ok(called) => called,
+            // What a panic says may be anything, a secret too.
+            Err(_) => Called::Lost("the call panicked"),
+        }
     }
 
-    /// Saves the tokens that came, and only then gives them out. `None`: the session that they belong to
-    /// has ended, and there is another.
+    /// Saves the tokens that came, and only then gives them out. The inner error: it was an error after
+    /// all.
     fn keep(
         &self,
         answer: TokenResponse,
         sent: &Candidate,
         turn: &mut Turn,
         heard: &mut Heard,
-    ) -> Result<Option<Landing>, AcquireError> {
+    ) -> Result<Result<Kept, Reason>, AcquireError> {
         let answer = self.completed(answer, sent);
-        let granted = answer.granted();
-        let refused = self.tokens.read_in_memory(|cache| {
-            overlaid(cache, [turn.unsaved()], |cache| cache.fork().add(&answer).err())
-        })?;
-        if let Some(error) = refused {
-            // The server said yes, and what it sent is no token response. Whatever refresh token is in
-            // it is the one that works from now on.
-            if let Some(rest) = answer.into_refresh_token_only()
-                && self.tokens.read_in_memory(|cache| cache.fork().add(&rest).is_ok())?
-            {
-                turn.renew(Arc::new(rest), &self.tokens);
-            }
-            let renewed_at = self.sent_next(turn, heard).unwrap_or(sent.token.last_modification_time);
-            let retry_after = turn.failed(None, renewed_at);
-            let cause = Some(FailedCall(Cause(Arc::new(error))));
-            return Err(AcquireError::Unavailable { retry_after, cause });
+        if let Some(error) = ErrorResponse::in_success(&answer.body) {
+            self.keep_refresh_token(&answer, turn)?;
+            return Ok(Err(RefreshFailure::classified(200, error).0));
         }
+        // Before it is saved, as far as it can be told from what is in memory.
+        let access_token = answer.access_token();
+        let owner = sent.token.home_account_id().unwrap_or_default();
+        let known_until = |cache: &TokenCache| cache.expiry_of_access_token(owner, access_token.as_ref()?);
+        let (taken, known_until) = self.tokens.read_in_memory(|cache| {
+            overlaid(cache, [turn.unsaved()], |cache| (cache.fork().add(&answer), known_until(cache)))
+        })?;
+        let has_expired = match taken {
+            Ok(added) => added.has_expired(),
+            Err(CacheError::OtherAccount) => {
+                turn.answered();
+                turn.refused(&self.request, &sent.mark, Verdict::OtherUser, None);
+                heard.spent.push(sent.token.secret());
+                heard.error = AcquireError::sign_in(SignInReason::OtherUser);
+                return Ok(Ok(Kept::Another));
+            }
+            Err(error) => {
+                // The server said yes, and what it sent is no token response. Whatever refresh token is in
+                // it is the one that works from now on.
+                self.keep_refresh_token(&answer, turn)?;
+                return Ok(Err(RefreshFailure::transient(error).0));
+            }
+        };
+        let of_sign_in = || sent.token.scopes().collect::<Vec<_>>().join(" ");
+        let granted = answer.granted().unwrap_or_else(of_sign_in);
         let answer = Arc::new(answer);
-        turn.renew(Arc::clone(&answer), &self.tokens);
-        turn.answered(&self.request);
+        self.renew(&answer, sent, turn)?;
         let found = |cache: &TokenCache| {
-            let find = |refused| cache.find_living_access_token(&self.query, Life::Valid, refused);
-            (cache.awaits(&answer), find(self.refused.as_ref()), find(None).is_some())
+            let came = access_token.as_ref()?;
+            let came = cache.find_this_access_token(&self.query, came)?;
+            let fresh = cache.find_living_access_token(&self.query, Life::Fresh, None);
+            let is_fresh = fresh.is_some_and(|fresh| fresh.secret() == came.secret());
+            Some(Came { token: came, is_fresh })
         };
-        let (is_ours, token, is_same) = match self.read(turn.unsaved(), found) {
-            Ok(found) => found,
-            // The file cannot be read, so nothing was saved; what the server has just given is good.
-            Err(_) => self.tokens.read_in_memory(|cache| overlaid(cache, [turn.unsaved()], found))?,
-        };
+        let (is_ours, came) =
+            self.read_even_if_unreadable(turn, |cache| (cache.awaits(&answer), found(cache)))?;
         if !is_ours {
             heard.spent.push(sent.token.secret());
-            heard.reason = SignInReason::SignedOut;
-            return Ok(None);
+            heard.error = AcquireError::sign_in(SignInReason::SignedOut);
+            return Ok(Ok(Kept::Another));
         }
-        if token.is_none() && is_same {
-            return Err(AcquireError::SameToken);
-        }
-        let Some(token) = token else {
-            // The same request would only bring the same again.
-            if let Some(renewed_at) = self.sent_next(turn, heard) {
-                turn.refused(&self.request, renewed_at, Verdict::NotGranted(granted.clone()));
+        let verdict = match (&access_token, came) {
+            (None, _) => Verdict::NoAccessToken,
+            (Some(_), _) if has_expired => Verdict::Expired,
+            (Some(_), _) if access_token == self.refused() => Verdict::SameToken,
+            (Some(_), None) => Verdict::NotGranted(granted),
+            // The same token once more is of use only if it lasts longer now.
+            (Some(_), Some(came)) if came.is_no_better_than(known_until) => Verdict::SameToken,
+            (Some(_), Some(Came { token, .. })) => {
+                turn.granted(&self.request);
+                return Ok(Ok(Kept::Landed(served(token, Origin::Refreshed, turn))));
             }
-            return Err(AcquireError::NotGranted { granted });
         };
-        Ok(Some(served(token, Origin::Refreshed, turn)))
+        // The same request would only bring the same again.
+        turn.answered();
+        let mark = self.sent_next(turn, heard).unwrap_or_else(|| sent.mark.clone());
+        let left = turn.refused(&self.request, &mark, verdict.clone(), None);
+        Err(verdict.into_error(left))
     }
 
-    /// When the refresh token was modified that would be sent next.
-    fn sent_next(&self, turn: &Turn, heard: &Heard) -> Option<i64> {
+    /// Saves the refresh token of an answer whose other tokens are of no use.
+    fn keep_refresh_token(&self, answer: &TokenResponse, turn: &mut Turn) -> Result<(), AcquireError> {
+        if let Some(rest) = answer.refresh_token_only()
+            && self.tokens.read_in_memory(|cache| cache.fork().add(&rest).is_ok())?
+        {
+            turn.renew(Arc::new(rest), &self.tokens);
+        }
+        Ok(())
+    }
+
+    /// Saves an answer. What was known of the refresh token that was sent is known of the one that came.
+    fn renew(
+        &self,
+        answer: &Arc<TokenResponse>,
+        sent: &Candidate,
+        turn: &mut Turn,
+    ) -> Result<(), AcquireError> {
+        turn.renew(Arc::clone(answer), &self.tokens);
+        let owner = sent.token.home_account_id().unwrap_or_default();
+        let came = answer.body.secret_of("refresh_token").ok().flatten();
+        let mark = self.read_even_if_unreadable(turn, |cache| {
+            let account = Account::new(owner, sent.token.environment());
+            let wanted = refresh_token_query(&self.query, &account, self.family_id.as_deref());
+            let rows = cache.find_refresh_tokens(&wanted).into_iter();
+            let mut of_row =
+                rows.filter(|row| came.as_ref() == Some(&row.secret())).map(|row| TokenMark::of(&row));
+            of_row.find(|mark| mark.is_of_row(&sent.mark))
+        })?;
+        if let Some(mark) = mark {
+            turn.rotated(&sent.mark, &mark);
+        }
+        Ok(())
+    }
+
+    /// Looks at the cache with what is not saved yet. If the file cannot be read, nothing was saved, and
+    /// what the server has just given is good.
+    fn read_even_if_unreadable<T>(
+        &self,
+        turn: &Turn,
+        look: impl Fn(&TokenCache) -> T,
+    ) -> Result<T, AcquireError> {
+        Ok(match self.read(turn.unsaved(), &look) {
+            Ok(found) => found,
+            Err(_) => self.tokens.read_in_memory(|cache| overlaid(cache, [turn.unsaved()], look))?,
+        })
+    }
+
+    fn refused(&self) -> Option<Secret> {
+        self.refused.as_ref().map(AccessToken::secret)
+    }
+
+    /// The refresh token that would be sent next.
+    fn sent_next(&self, turn: &Turn, heard: &Heard) -> Option<TokenMark> {
         match self.look(turn.unsaved(), heard).ok()? {
-            Look::Send(next) => Some(next.token.last_modification_time),
-            Look::Fresh(_) | Look::Nothing => None,
+            Look::Send(next) => Some(next.mark),
+            Look::Fresh(_) | Look::Ambiguous(_) | Look::Nothing => None,
         }
     }
 
@@ -288,18 +470,12 @@ impl Job {
     fn completed(&self, mut answer: TokenResponse, sent: &Candidate) -> TokenResponse {
         let Candidate { token, realm, .. } = sent;
         answer.sent_refresh_token = Some(token.secret());
-        answer.received_at.get_or_insert_with(SystemTime::now);
         answer.client_id.get_or_insert_with(|| self.query.client_id.clone());
         // Whatever the answer calls them: they belong where the token came from that was sent.
         answer.environment = Some(token.environment().to_owned());
         answer.home_account_id = token.home_account_id().map(str::to_owned);
         answer.grant_type.get_or_insert_with(|| "refresh_token".to_owned());
-        if answer.realm.is_none() && (self.query.realm.is_some() || answer.token_endpoint.is_none()) {
-            answer.realm.clone_from(realm);
-        }
-        if answer.requested_scopes.is_empty() {
-            answer.requested_scopes.clone_from(&self.query.scopes);
-        }
+        answer.expected_realm.clone_from(realm);
         answer.named_ext_cache_key.clone_from(&self.query.ext_cache_key);
         match &self.query.key_id {
             Some(key_id) if answer.key_id().is_none() => answer.parameter("key_id", key_id),
@@ -307,36 +483,45 @@ impl Job {
         }
     }
 
-    /// The server does not take this refresh token.
+    /// The server does not take this refresh token, or asks for the user.
     fn rejected(&self, sent: Candidate, rejection: Rejection, turn: &mut Turn, heard: &mut Heard) {
         heard.spent.push(sent.token.secret());
-        heard.reason = rejection.clone().into();
-        if rejection.ends_token() && sent.may_be_retired {
+        heard.error = rejection.clone().into();
+        if rejection.ends_token && sent.is_own {
             // Only where this very token stands: a newer one may have come meanwhile.
             turn.retire(sent.token, &self.tokens);
         } else {
-            let renewed_at = sent.token.last_modification_time;
-            turn.refused(&self.request, renewed_at, Verdict::Rejected(rejection));
+            turn.refused(&self.request, &sent.mark, Verdict::Rejected(rejection), None);
         }
     }
 
     /// What the cache has, with what is not saved yet.
     fn look(&self, unsaved: &Unsaved, heard: &Heard) -> Result<Look, AcquireError> {
         Ok(self.read(unsaved, |cache| {
-            let fresh = cache.find_living_access_token(&self.query, Life::Fresh, self.refused.as_ref());
-            if let Some(token) = fresh
+            let fresh = cache.find_living_access_token(&self.query, Life::Fresh, self.refused().as_ref());
+            // The claims are those of a service that takes no token of before.
+            if let Some(token) = fresh.filter(|_| self.claims.is_none())
                 && !(self.is_early && is_due(&token, &self.query))
             {
                 return Look::Fresh(token);
+            }
+            if cache.has_several_issuers(&self.account) {
+                return Look::Ambiguous(SEVERAL_ISSUERS);
             }
             let wanted = refresh_token_query(&self.query, &self.account, self.family_id.as_deref());
             let mut refresh_tokens = cache.find_refresh_tokens(&wanted).into_iter();
             let next = refresh_tokens.find(|token| !heard.spent.contains(&token.secret()));
             let Some(token) = next else { return Look::Nothing };
-            let name = CredentialName::of(&token);
-            let realm = self.query.realm.clone().or_else(|| cache.known_realm(&self.query));
-            let may_be_retired = cache.may_use(&self.query.client_id, &token);
-            Look::Send(Box::new(Candidate { token, name, realm, may_be_retired }))
+            let realm = match &self.query.realm {
+                Some(realm) => Some(realm.clone()),
+                None => match cache.known_realm(&self.query.client_id, &self.account) {
+                    Ok(realm) => realm,
+                    Err(_several) => return Look::Ambiguous(SEVERAL_REALMS),
+                },
+            };
+            let (name, mark) = (CredentialName::of(&token), TokenMark::of(&token));
+            let is_own = token.client_id() == self.query.client_id;
+            Look::Send(Box::new(Candidate { token, name, realm, mark, is_own }))
         })?)
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::failure::Cause;
 use crate::persisted::Error;
+use crate::secret::Secret;
 
 /// Why [`acquire`](crate::PersistedTokenCache::acquire) gave no token. One that is shared by all who
 /// waited for the same refresh; no variant shows a secret.
@@ -30,6 +31,18 @@ pub enum AcquireError {
     SignInRequired {
         /// Why.
         reason: SignInReason,
+        /// The claims that the sign-in is to bring, if the server said so: see
+        /// [`claims`](AcquireError::claims).
+        claims: Option<Secret>,
+    },
+
+    /// The account has tokens of several realms, or the name of the account is that of several users, and the
+    /// request does not say which. Nothing was sent.
+    #[error("{what}; nothing was sent")]
+    #[non_exhaustive]
+    Ambiguous {
+        /// What the request does not say, and how to say it.
+        what: &'static str,
     },
 
     /// The identity provider could not be asked, or could not answer. All tokens are kept.
@@ -54,13 +67,28 @@ pub enum AcquireError {
         granted: String,
     },
 
-    /// The service refused the access token, and the server gives no other
-    /// ([`AcquireRequest::replacing`](crate::AcquireRequest::replacing)).
+    /// The answer had no access token. What else it had is in the cache.
+    #[error("the server sent no access token")]
+    NoAccessToken,
+
+    /// The server gave the access token that the cache has already, and it does not last longer; or the
+    /// one that is to be replaced ([`AcquireRequest::replacing`](crate::AcquireRequest::replacing)).
     #[error("the server gave the very access token that is to be replaced")]
     SameToken,
 
+    /// The access token had expired when it came (`expires_in` was zero or less).
+    #[error(
+        "the server sent an access token that had expired when it came; if that means that it does not \
+         expire, say so with `TokenResponse::without_expiry`"
+    )]
+    #[non_exhaustive]
+    ExpiredToken {
+        /// Until then nobody asks again for the same.
+        retry_after: Duration,
+    },
+
     /// The server refused the request, whoever makes it. The refresh token is kept. It is not asked the
-    /// same again for two minutes.
+    /// same again for two minutes, and longer each time, up to an hour.
     #[error(
         "the server refused the request: {error}; check the client and the scopes, a sign-in does not help"
     )]
@@ -110,6 +138,14 @@ pub enum AcquireError {
         source: Arc<Error>,
     },
 
+    /// What is under way was not finished in time (`settle`).
+    #[error("a refresh was still under way after {waited:?}")]
+    #[non_exhaustive]
+    NotSettled {
+        /// How long was waited.
+        waited: Duration,
+    },
+
     /// The cache failed.
     #[error(transparent)]
     Cache(Arc<Error>),
@@ -133,6 +169,10 @@ pub enum SignInReason {
     /// The account was signed out while the refresh was under way. What came back was thrown away.
     #[error("the account was signed out meanwhile")]
     SignedOut,
+    /// The server's answer was about another user (OpenID Connect Core section 12.2). Nothing of it was
+    /// kept.
+    #[error("the server answered with the tokens of another user")]
+    OtherUser,
     /// The server did not take the refresh token.
     #[error("the server answered {error}{}", sub_error.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
     #[non_exhaustive]
@@ -162,21 +202,41 @@ impl std::error::Error for FailedCall {
 }
 
 impl AcquireError {
+    pub(super) fn sign_in(reason: SignInReason) -> Self {
+        Self::SignInRequired { reason, claims: None }
+    }
+
     /// Whether nothing but a sign-in helps.
     pub fn is_sign_in_required(&self) -> bool {
         matches!(self, Self::SignInRequired { .. })
     }
 
+    /// The claims that the sign-in is to bring, as JSON (Entra's claims challenge, RFC 9470): pass them to
+    /// the authorization endpoint as `claims`.
+    pub fn claims(&self) -> Option<&str> {
+        match self {
+            Self::SignInRequired { claims, .. } => claims.as_ref().map(Secret::expose),
+            _ => None,
+        }
+    }
+
     /// Whether the same request may succeed a little later: the server was out of reach, or somebody
     /// else was not done in time.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::WaitTimedOut { .. } | Self::CallTimedOut { .. })
+        matches!(
+            self,
+            Self::Unavailable { .. }
+                | Self::WaitTimedOut { .. }
+                | Self::CallTimedOut { .. }
+                | Self::ExpiredToken { .. }
+                | Self::NotSettled { .. }
+        )
     }
 
     /// How long to wait before another try makes sense, where it is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::Unavailable { retry_after, .. } | Self::ExpiredToken { retry_after } => Some(*retry_after),
             _ => None,
         }
     }

@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{Body, CacheError};
-use crate::secret::SecretBytes;
+use super::meaning::{self, Meaning};
+use crate::cache::{Body, CacheError, ErrorResponse, code};
+use crate::secret::{Secret, SecretBytes};
 
 /// An error of the caller's, shared by all who waited for the call. It is never printed from here.
 #[derive(Clone)]
@@ -20,9 +21,10 @@ impl fmt::Debug for Cause {
 }
 
 /// Why a call to the token endpoint brought no tokens: what the function given to `acquire` returns
-/// instead of a [`TokenResponse`](crate::TokenResponse).
+/// instead of a [`TokenResponse`](crate::TokenResponse). [`RefreshCall::answer`](crate::RefreshCall::answer)
+/// makes it of what the server sent.
 ///
-/// Three kinds must be told apart, for the first ends the session and the others must not:
+/// Three kinds must be told apart, for the first needs the user and the others do not:
 ///
 /// - the server **rejected** the refresh token (`invalid_grant`, RFC 6749 section 5.2), or wants the
 ///   user to be asked something;
@@ -52,67 +54,52 @@ pub struct RefreshFailure(pub(super) Reason);
 #[derive(Debug)]
 pub(super) enum Reason {
     Rejected(Rejection),
-    Refused { error: String },
-    Transient { retry_after: Option<Duration>, cause: Cause },
+    Refused {
+        error: String,
+    },
+    /// A status of refusal without a code: only this request is known to fail.
+    Unexplained {
+        status: u16,
+        retry_after: Option<Duration>,
+    },
+    Transient {
+        retry_after: Option<Duration>,
+        cause: Cause,
+    },
 }
 
-/// The codes with which a server rejects a refresh token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The codes with which a server rejects a refresh token, or asks for the user.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rejection {
     pub(super) error: String,
     pub(super) sub_error: Option<String>,
+    /// Whether the refresh token is surely of no use any more.
+    pub(super) ends_token: bool,
+    /// The claims that the sign-in is to bring. Not to be shown: they may be about a user.
+    pub(super) claims: Option<Secret>,
 }
 
-/// Sub-errors by which Entra ID says that the user must do something, or that the token is another
-/// client's, and not that the token is dead.
-const TOKEN_IS_ALIVE: [&str; 6] = [
-    "basic_action",
-    "additional_action",
-    "message_only",
-    "consent_required",
-    "user_password_expired",
-    "client_mismatch",
-];
-
-/// OpenID Connect Core section 3.1.2.6: the user must be asked.
-const USER_IS_NEEDED: [&str; 4] =
-    ["interaction_required", "login_required", "consent_required", "account_selection_required"];
-
-/// RFC 6749 section 5.2: the request is wrong, and would be wrong again.
-const REQUEST_IS_WRONG: [&str; 5] =
-    ["invalid_request", "invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope"];
-
-impl Rejection {
-    /// Whether the refresh token is of no use any more.
-    pub(super) fn ends_token(&self) -> bool {
-        let sub_error = self.sub_error.as_deref().unwrap_or_default();
-        self.error == "invalid_grant" && !TOKEN_IS_ALIVE.contains(&sub_error)
-    }
-}
-
-/// A code as RFC 6749 has them; anything else may be a text with who knows what in it.
-pub(super) fn code(text: &str) -> String {
-    let is_code = (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
-    if is_code { text.to_owned() } else { "unknown".to_owned() }
-}
+/// The sub-error by which Entra ID says that the token is dead.
+const BAD_TOKEN: &str = "bad_token";
 
 impl RefreshFailure {
-    /// The server rejected the refresh token, with this error code: `invalid_grant`, or one by which
-    /// OpenID Connect asks for the user, such as `interaction_required`.
+    /// The server rejected the refresh token, with this error code: `invalid_grant`, or one by which it
+    /// asks for the user, such as `interaction_required`.
     ///
-    /// The rejected token is removed from the cache if it is `invalid_grant`, unless the
-    /// [sub-error](Self::sub_error) is one of those that leave it alive (`basic_action`,
-    /// `additional_action`, `message_only`, `consent_required`, `user_password_expired`,
-    /// `client_mismatch`). Whoever asked is told to sign in again.
+    /// The rejected token is removed from the cache if it is surely dead: the code is `invalid_grant`, and
+    /// the [sub-error](Self::sub_error) is `bad_token` or there is none. Otherwise it may do for another
+    /// request, and stays. Whoever asked is told to sign in again.
     pub fn rejected(error: impl AsRef<str>) -> Self {
-        Self(Reason::Rejected(Rejection { error: code(error.as_ref()), sub_error: None }))
+        let error = code(error.as_ref());
+        let ends_token = meaning::of(&error) == Meaning::InvalidGrant;
+        Self(Reason::Rejected(Rejection { error, sub_error: None, ends_token, claims: None }))
     }
 
-    /// The sub-error beside `invalid_grant` (`suberror` at Entra ID).
+    /// The sub-error beside `invalid_grant` (`suberror` at Entra ID, `error_subtype` at Google).
     #[must_use]
     pub fn sub_error(mut self, named: impl AsRef<str>) -> Self {
-        if let Reason::Rejected(Rejection { sub_error, .. }) = &mut self.0 {
+        if let Reason::Rejected(Rejection { sub_error, ends_token, .. }) = &mut self.0 {
+            *ends_token &= named.as_ref() == BAD_TOKEN;
             *sub_error = Some(code(named.as_ref()));
         }
         self
@@ -130,46 +117,64 @@ impl RefreshFailure {
         Self(Reason::Transient { retry_after: None, cause: Cause(Arc::from(cause.into())) })
     }
 
-    /// When the server says that it may be asked again (RFC 9110 section 10.2.3).
+    /// When the server says that it may be asked again (RFC 9110 section 10.2.3). It counts up to five
+    /// minutes.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
-        if let Reason::Transient { retry_after, .. } = &mut self.0 {
+        if let Reason::Transient { retry_after, .. } | Reason::Unexplained { retry_after, .. } = &mut self.0 {
             *retry_after = Some(delay);
         }
         self
     }
 
-    /// Tells from the status and the body of the server's answer which of them it is (RFC 6749 section
-    /// 5.2). Nothing of the body but its error codes is kept.
+    /// Classifies the status and the body of an answer that is an error (RFC 6749 section 5.2). Nothing of
+    /// the body but its codes and `claims` is kept.
+    ///
+    /// A refusal is definite with a status 400, 401, 403 or 422, or a success whose body is an error, as
+    /// GitHub and Slack send it, and a code: `error`, or in other providers' forms `error.code`,
+    /// `error_code` or `code`. Codes that mean "later", such as `rate_limited`, are transient, and so are
+    /// all other statuses, whatever their body.
     pub fn from_error_response(status: u16, body: impl Into<SecretBytes>) -> Self {
-        let body = Body::parse(body.into()).ok();
-        let text = |field| body.as_ref().and_then(|body| body.text_of(field).ok().flatten());
-        // What a server says while it fails, a proxy may have said.
-        let error = text("error").filter(|_| (400..500).contains(&status) && status != 429);
-        match error.as_deref() {
-            Some(error) if error == "invalid_grant" || USER_IS_NEEDED.contains(&error) => {
-                let failure = Self::rejected(error);
-                match text("suberror") {
-                    Some(sub_error) => failure.sub_error(sub_error),
-                    None => failure,
+        let read = Body::parse(body.into()).map(|body| ErrorResponse::read(&body));
+        Self::classified(status, read.unwrap_or_default())
+    }
+
+    pub(super) fn classified(status: u16, response: ErrorResponse) -> Self {
+        let ErrorResponse { code, sub_error, has_details, claims } = response;
+        let is_success = (200..300).contains(&status);
+        let is_refusal = is_success || matches!(status, 400 | 401 | 403 | 422);
+        match code.filter(|_| is_refusal) {
+            Some(error) => match meaning::of(&error) {
+                Meaning::Later => Self::transient(format!("status {status}, error {error}")),
+                Meaning::RequestIsWrong => Self(Reason::Refused { error }),
+                meaning @ (Meaning::InvalidGrant | Meaning::UserIsNeeded) => {
+                    let is_dead = !has_details || sub_error.as_deref() == Some(BAD_TOKEN);
+                    let ends_token =
+                        meaning == Meaning::InvalidGrant && is_dead && matches!(status, 400 | 401 | 403);
+                    let claims = claims.map(Secret::from);
+                    Self(Reason::Rejected(Rejection { error, sub_error, ends_token, claims }))
                 }
-            }
-            Some(error) if REQUEST_IS_WRONG.contains(&error) => Self::refused(error),
-            Some(error) => Self::transient(format!("status {status}, error {}", code(error))),
+            },
+            None if is_refusal && !is_success => Self(Reason::Unexplained { status, retry_after: None }),
             None => Self::transient(format!("status {status}")),
         }
     }
 
-    /// Whether the server rejected the refresh token.
+    /// Whether the server rejected the refresh token, or asks for the user.
     pub fn is_rejected(&self) -> bool {
         matches!(self.0, Reason::Rejected(_))
     }
 }
 
 impl From<CacheError> for RefreshFailure {
-    /// An answer that is no token response: a proxy's page, say.
+    /// An answer that is no token response: a proxy's page, say, or an error with a status of success.
     fn from(error: CacheError) -> Self {
-        Self::transient(error)
+        match error {
+            CacheError::ErrorResponse { error } => {
+                Self::classified(200, ErrorResponse { code: Some(error), ..ErrorResponse::default() })
+            }
+            error => Self::transient(error),
+        }
     }
 }
 
@@ -177,39 +182,88 @@ impl From<CacheError> for RefreshFailure {
 mod tests {
     use super::*;
 
-    #[test]
-    fn answers_are_told_apart() {
-        let rejection = |status, body: &str| match RefreshFailure::from_error_response(status, body).0 {
-            Reason::Rejected(rejection) => Some((rejection.ends_token(), rejection)),
-            _ => None,
-        };
-        let (ends, plain) = rejection(400, r#"{"error":"invalid_grant"}"#).unwrap();
-        assert!(ends && plain.sub_error.is_none());
-        for (sub_error, ends) in [("bad_token", true), ("token_expired", true), ("consent_required", false)] {
-            let body = format!(r#"{{"error":"invalid_grant","suberror":"{sub_error}"}}"#);
-            assert_eq!(rejection(400, &body).unwrap().0, ends, "{sub_error}");
+    fn failure(status: u16, body: &str) -> Reason {
+        RefreshFailure::from_error_response(status, body).0
+    }
+
+    fn rejection(status: u16, body: &str) -> Rejection {
+        match failure(status, body) {
+            Reason::Rejected(rejection) => rejection,
+            other => panic!("{status} {body}: {other:?}"),
         }
-        assert!(!rejection(400, r#"{"error":"interaction_required"}"#).unwrap().0);
-        for (status, body) in [
-            (503, ""),
-            (429, r#"{"error":"temporarily_unavailable"}"#),
-            (401, r#"{"error":"something else"}"#),
-            (500, r#"{"error":"invalid_grant"}"#),
-            (200, "<html>"),
-            (400, r#"{"error":["invalid_grant"]}"#),
-        ] {
-            let failure = RefreshFailure::from_error_response(status, body);
-            assert!(matches!(failure.0, Reason::Transient { .. }), "{status} {body}");
-        }
-        let failure = RefreshFailure::from_error_response(401, r#"{"error":"invalid_client"}"#);
-        assert!(matches!(failure.0, Reason::Refused { error } if error == "invalid_client"));
     }
 
     #[test]
-    fn nothing_but_codes_is_kept() {
+    fn a_refresh_token_is_dead_only_where_the_answer_says_nothing_else() {
+        for (status, body) in [
+            (400, r#"{"error":"invalid_grant"}"#),
+            (401, r#"{"error":"INVALID_GRANT","error_description":"AADSTS50057: disabled"}"#),
+            (403, r#"{"error":"invalid_grant","error_codes":[],"suberror":""}"#),
+            (400, r#"{"error":"invalid_grant","suberror":"bad_token","error_codes":[70000]}"#),
+        ] {
+            assert!(rejection(status, body).ends_token, "{status} {body}");
+        }
+        for (status, body) in [
+            (200, r#"{"error":"invalid_grant"}"#),
+            (422, r#"{"error":"invalid_grant"}"#),
+            (400, r#"{"error":"invalid_grant","error_codes":[50057]}"#),
+            (400, r#"{"error":"invalid_grant","suberror":"device_authentication_failed"}"#),
+            (400, r#"{"error":"invalid_grant","sub_error":"token_expired"}"#),
+            (400, r#"{"error":"invalid_grant","error_subtype":"invalid_rapt"}"#),
+            (400, r#"{"error":"invalid_grant","suberror":{"not":"text"}}"#),
+            (400, r#"{"error":"bad_refresh_token"}"#),
+            (401, r#"{"error":{"code":"refresh_token_reused"}}"#),
+            (400, r#"{"error":"interaction_required","suberror":"bad_token"}"#),
+        ] {
+            assert!(!rejection(status, body).ends_token, "{status} {body}");
+        }
+        let shown = rejection(400, r#"{"error":"invalid_grant","error_subtype":"invalid_rapt"}"#).sub_error;
+        assert_eq!(shown.as_deref(), Some("invalid_rapt"));
+    }
+
+    #[test]
+    fn a_definite_refusal_is_no_outage_and_an_outage_no_refusal() {
+        for (status, body) in [
+            (400, r#"{"error":"invalid_target"}"#),
+            (403, r#"{"error":"admin_policy_enforced"}"#),
+            (422, r#"{"error_code":"validation_failed"}"#),
+            (200, r#"{"ok":false,"error":"invalid_scope"}"#),
+            (401, r#"{"error":"invalid_client"}"#),
+        ] {
+            assert!(matches!(failure(status, body), Reason::Refused { .. }), "{status} {body}");
+        }
+        for (status, body) in [
+            (503, ""),
+            (503, r#"{"error":"invalid_grant"}"#),
+            (500, r#"{"error":"invalid_grant"}"#),
+            (404, r#"{"error":"invalid_grant"}"#),
+            (404, ""),
+            (408, ""),
+            (425, ""),
+            (302, r#"{"error":"invalid_grant"}"#),
+            (429, r#"{"error":"invalid_grant"}"#),
+            (400, r#"{"error":"temporarily_unavailable"}"#),
+            (400, r#"{"error":"use_dpop_nonce"}"#),
+            (200, r#"{"ok":false}"#),
+            (200, "<html>"),
+        ] {
+            assert!(matches!(failure(status, body), Reason::Transient { .. }), "{status} {body}");
+        }
+        for (status, body) in [(400, "<html>"), (401, ""), (403, r#"{"error":"two words"}"#), (422, "{}")] {
+            assert!(matches!(failure(status, body), Reason::Unexplained { .. }), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        assert!(rejection(400, "\u{feff}{\"error\":\"invalid_grant\"}").ends_token);
+    }
+
+    #[test]
+    fn nothing_but_codes_is_kept_and_claims_are_not_shown() {
         let failure = RefreshFailure::from_error_response(
             400,
-            r#"{"error":"invalid_grant","suberror":"token eyJsecret was used","error_description":"eyJsecret"}"#,
+            r#"{"error":"invalid_grant","suberror":"token eyJsecret was used","error_description":"eyJsecret","claims":"{\"id\":\"eyJsecret\"}"}"#,
         );
         assert!(!format!("{failure:?}").contains("secret") && format!("{failure:?}").contains("unknown"));
         let failure = RefreshFailure::transient("eyJsecret");

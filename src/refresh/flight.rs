@@ -14,7 +14,10 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The flights that are under way.
 #[derive(Debug)]
-pub(super) struct Flights<K, V>(Mutex<HashMap<K, Arc<Flight<V>>>>);
+pub(super) struct Flights<K, V> {
+    under_way: Mutex<HashMap<K, Arc<Flight<V>>>>,
+    ended: Condvar,
+}
 
 /// One flight, as those who wait for it see it.
 #[derive(Debug)]
@@ -34,12 +37,20 @@ struct State<V> {
 
 #[derive(Debug, Clone)]
 enum Progress<V> {
-    /// `call_began`: since when it makes a call, if that cannot be given up.
-    UnderWay {
-        call_began: Option<Instant>,
-    },
+    UnderWay(Phase),
     Landed(V),
     Crashed,
+}
+
+/// How far a flight has got.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// It waits for others.
+    Waiting,
+    /// It makes a call: since when, if the call is not given up by itself.
+    Calling(Option<Instant>),
+    /// The call is over, and what it brought is being saved.
+    Saving,
 }
 
 /// What came of waiting.
@@ -61,6 +72,9 @@ pub(super) struct Patience {
     pub(super) deadline: Instant,
     /// For the call, from when it began.
     pub(super) call_timeout: Duration,
+    /// Whether it is for a call of one's own: that, and its save, are waited for whatever `deadline` says. A
+    /// program that ended meanwhile would lose the token that comes.
+    pub(super) is_leader: bool,
 }
 
 /// A seat in a flight.
@@ -80,13 +94,13 @@ pub(super) struct Lead<K: Eq + Hash + Clone, V: Clone> {
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
-        Self(Mutex::new(HashMap::new()))
+        Self { under_way: Mutex::new(HashMap::new()), ended: Condvar::new() }
     }
 }
 
 impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     fn under_way(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<V>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a seat in the flight of this key.
@@ -95,7 +109,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
         if let Some(flight) = under_way.get(key) {
             return Seat::Follow(Arc::clone(flight));
         }
-        let progress = Progress::UnderWay { call_began: None };
+        let progress = Progress::UnderWay(Phase::Waiting);
         let state = Mutex::new(State {
             progress,
             #[cfg(feature = "tokio")]
@@ -111,6 +125,19 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     pub(super) fn is_empty(&self) -> bool {
         self.under_way().is_empty()
     }
+
+    /// Waits until there is no flight; `false` after the deadline.
+    pub(super) fn wait_until_empty(&self, deadline: Instant) -> bool {
+        let mut under_way = self.under_way();
+        while !under_way.is_empty() {
+            let left = deadline::left(deadline);
+            if left.is_zero() {
+                return false;
+            }
+            under_way = self.ended.wait_timeout(under_way, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
 }
 
 impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
@@ -119,14 +146,15 @@ impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
         Arc::clone(&self.flight)
     }
 
-    /// Tells those who wait that a call begins that cannot be given up.
-    pub(super) fn call_begins(&self) {
-        self.flight.set(Progress::UnderWay { call_began: Some(Instant::now()) });
+    /// Tells those who wait that a call begins, and whether it is given up by itself when its time is over.
+    pub(super) fn call_begins(&self, is_given_up: bool) {
+        let began = (!is_given_up).then(Instant::now);
+        self.flight.set(Progress::UnderWay(Phase::Calling(began)));
     }
 
     /// Tells those who wait that the call is over.
     pub(super) fn call_ended(&self) {
-        self.flight.set(Progress::UnderWay { call_began: None });
+        self.flight.set(Progress::UnderWay(Phase::Saving));
     }
 
     /// Ends the flight.
@@ -142,6 +170,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
         }
         drop(under_way);
         self.flight.set(progress);
+        self.flights.ended.notify_all();
     }
 }
 
@@ -225,16 +254,21 @@ impl<V> Drop for Waiting<'_, V> {
 
 /// What has come of a flight, or until when to wait at the most.
 fn ended<V: Clone>(progress: &Progress<V>, patience: Patience) -> Result<Waited<V>, Instant> {
-    let call_began = match progress {
+    let phase = match progress {
         Progress::Landed(value) => return Ok(Waited::Landed(value.clone())),
         Progress::Crashed => return Ok(Waited::Crashed),
-        Progress::UnderWay { call_began } => *call_began,
+        Progress::UnderWay(phase) => *phase,
     };
-    let Patience { deadline, call_timeout } = patience;
-    let call_deadline = call_began.and_then(|began| began.checked_add(call_timeout));
+    let Patience { deadline, call_timeout, is_leader } = patience;
+    let call_deadline = match phase {
+        Phase::Calling(Some(began)) => began.checked_add(call_timeout),
+        Phase::Waiting | Phase::Calling(None) | Phase::Saving => None,
+    };
     if call_deadline.is_some_and(|until| deadline::left(until).is_zero()) {
         return Ok(Waited::CallTimedOut);
     }
+    let is_own_call = is_leader && !matches!(phase, Phase::Waiting);
+    let deadline = if is_own_call { deadline::after(Duration::MAX) } else { deadline };
     if deadline::left(deadline).is_zero() {
         return Ok(Waited::TimedOut);
     }

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::desk::Desk;
-use super::error::AcquireError;
-use super::identity::credential_name;
+use super::error::{AcquireError, FailedCall};
+use super::failure::{Reason, RefreshFailure};
+use super::identity::{CredentialName, RequestId, TokenMark, credential_name};
+use super::refusal::Verdict;
 use super::tokens::Tokens;
 use super::turn::Turn;
-use crate::cache::RefreshTokenQuery;
+use crate::cache::{Account, Added, CacheError, RefreshToken, RefreshTokenQuery, TokenResponse};
 use crate::deadline;
+use crate::persisted::Error;
 
 /// The right to use one refresh token, the first that its query finds, until it is dropped. Meanwhile
 /// nobody else uses it: no other guard and no [`acquire`](crate::PersistedTokenCache::acquire), in any
@@ -17,6 +20,8 @@ use crate::deadline;
 ///
 /// It belongs to nobody in particular: it can be kept in a struct, sent to another thread and dropped
 /// there. A killed process lets go of it.
+///
+/// A guard is not to be had while a failure that others met holds everybody up.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -27,16 +32,19 @@ use crate::deadline;
 /// #     .key_store(Arc::new(MemoryKeyStore::new()))
 /// #     .open()?;
 /// use std::time::Duration;
-/// use tokenseal::RefreshTokenQuery;
+/// use tokenseal::{RefreshFailure, RefreshTokenQuery, TokenResponse};
 ///
+/// # fn post(_: &str) -> std::io::Result<(u16, String)> { Ok((200, String::new())) }
 /// let account = Account::new("alice", "idp.example.com");
 /// let wanted = RefreshTokenQuery::new("my-client", &account);
-/// let guard = cache.refresh_guard(&wanted, Duration::from_secs(60))?;
-/// // Load only now: somebody else may have refreshed it while this waited. The first token is the one
-/// // that the guard is for.
-/// if let Some(refresh_token) = cache.find_refresh_tokens(&wanted)?.into_iter().next() {
-///     // Send it; then save what came back, naming the token that was sent:
-///     // cache.add(&response.sent_refresh_token(refresh_token.secret()))?;
+/// let mut guard = cache.refresh_guard(&wanted, Duration::from_secs(60))?;
+/// if let Some(refresh_token) = guard.refresh_token() {
+///     let form = format!("grant_type=refresh_token&refresh_token={}", refresh_token.expose());
+///     match post(&form) {
+///         Ok((200, body)) => drop(guard.save(TokenResponse::from_json(body)?)?),
+///         Ok((status, body)) => return Err(guard.rejected(RefreshFailure::from_error_response(status, body)).into()),
+///         Err(error) => return Err(guard.rejected(RefreshFailure::transient(error)).into()),
+///     }
 /// }
 /// drop(guard);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -45,6 +53,12 @@ use crate::deadline;
 #[must_use = "dropping the guard lets others use the refresh token"]
 pub struct RefreshGuard {
     turn: Turn,
+    tokens: Tokens,
+    desk: Arc<Desk>,
+    name: CredentialName,
+    request: RequestId,
+    client_id: String,
+    token: Option<RefreshToken>,
 }
 
 /// How often somebody who waits looks whether it is still wanted.
@@ -61,8 +75,8 @@ impl RefreshGuard {
     ) -> Result<Self, AcquireError> {
         tokens.check_not_in_hand()?;
         let deadline = deadline::after(within);
-        let name = || tokens.read(|cache| credential_name(cache, query));
-        let mut expected = name()?;
+        let look = || tokens.read(|cache| (credential_name(cache, query), cache.find_refresh_token(query)));
+        let (mut expected, _) = look()?;
         loop {
             let slice = deadline.min(deadline::after(SLICE));
             let mut turn = match desk.turn(tokens, &expected, within, slice) {
@@ -79,13 +93,118 @@ impl RefreshGuard {
             {
                 return Err(AcquireError::NotSaved { source });
             }
-            let found = name()?;
-            if found == expected {
-                turn.begin_use();
-                return Ok(Self { turn });
+            let (name, token) = look()?;
+            if name != expected {
+                // Somebody else's sign-in or refresh brought another token while this waited.
+                expected = name;
+                continue;
             }
-            // Somebody else's sign-in or refresh brought another token while this waited.
-            expected = found;
+            let request = RequestId::of_guard(query);
+            if let Some(mark) = token.as_ref().map(TokenMark::of) {
+                if let Some(retry_after) = turn.back_off(&mark) {
+                    return Err(AcquireError::Unavailable { retry_after, cause: None });
+                }
+                if let Some((left, verdict)) = turn.refusal(&request, &mark) {
+                    return Err(verdict.clone().into_error(left));
+                }
+            }
+            turn.begin_use();
+            let (tokens, desk, client_id) = (tokens.clone(), Arc::clone(desk), query.client_id.clone());
+            return Ok(Self { turn, tokens, desk, name, request, client_id, token });
+        }
+    }
+
+    /// The refresh token to send; `None` if the cache has none.
+    pub fn refresh_token(&self) -> Option<&RefreshToken> {
+        self.token.as_ref()
+    }
+
+    /// Saves what the server answered to [`refresh_token`](Self::refresh_token). On disk, sealed, before
+    /// this returns. The account, the environment and the client are those of that token; name the realm
+    /// if the account has tokens of several.
+    ///
+    /// # Errors
+    /// [`AcquireError`] if the response is no token response or another user's; a refresh token that it
+    /// holds is saved all the same, unless it is another user's. [`AcquireError::NotSaved`] if the disk did
+    /// not take it: it is kept in memory and saved later, and nobody sends the old token meanwhile.
+    pub fn save(&mut self, response: TokenResponse) -> Result<Added, AcquireError> {
+        self.turn.check_process()?;
+        let mut answer = response;
+        if let Some(sent) = &self.token {
+            answer.sent_refresh_token = Some(sent.secret());
+            answer.environment = Some(sent.environment().to_owned());
+            answer.home_account_id = sent.home_account_id().map(str::to_owned);
+            answer.client_id.get_or_insert_with(|| self.client_id.clone());
+        }
+        let taken = self.tokens.read_in_memory(|cache| cache.fork().add(&answer))?;
+        let (answer, added) = match taken {
+            Ok(added) => (answer, Ok(added)),
+            Err(error) => {
+                let rest = answer.refresh_token_only().filter(|_| !matches!(error, CacheError::OtherAccount));
+                let rest = rest.filter(|_| self.token.is_some());
+                let Some(rest) = rest else { return Err(Error::from(error).into()) };
+                (rest, Err(Error::from(error).into()))
+            }
+        };
+        let before = self.token.as_ref().map(TokenMark::of);
+        if self.token.is_some() {
+            self.turn.renew(Arc::new(answer), &self.tokens);
+        } else {
+            self.tokens.update(|cache| cache.add(&answer))?;
+        }
+        self.turn.granted(&self.request);
+        if let Some(source) = self.turn.unsaved().failure() {
+            self.turn.save_later(&self.tokens, &self.desk, &self.name);
+            return Err(AcquireError::NotSaved { source });
+        }
+        if let Some(sent) = self.token.take() {
+            let account = Account::new(sent.home_account_id().unwrap_or_default(), sent.environment());
+            let account = Account { issuer: sent.issuer.clone(), ..account };
+            let wanted = RefreshTokenQuery::new(&self.client_id, &account);
+            self.token = self.tokens.read(|cache| cache.find_refresh_token(&wanted))?;
+            if let (Some(from), Some(to)) = (before, self.token.as_ref().map(TokenMark::of)) {
+                self.turn.rotated(&from, &to);
+            }
+        }
+        added
+    }
+
+    /// Remembers that the server gave no tokens for [`refresh_token`](Self::refresh_token), for all
+    /// processes: one that is surely dead is removed, and nobody asks again before the back-off is over.
+    /// Returns what to tell the caller.
+    pub fn rejected(&mut self, failure: RefreshFailure) -> AcquireError {
+        if let Err(error) = self.turn.check_process() {
+            return error;
+        }
+        let mark = self.token.as_ref().map_or_else(|| TokenMark::parse("none"), TokenMark::of);
+        match failure.0 {
+            Reason::Transient { retry_after, cause } => {
+                let retry_after = self.turn.failed(retry_after, &mark);
+                AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) }
+            }
+            Reason::Unexplained { retry_after, .. } => {
+                // Which request it was is not known here.
+                let retry_after = self.turn.failed(retry_after, &mark);
+                AcquireError::Unavailable { retry_after, cause: None }
+            }
+            Reason::Refused { error } => {
+                self.turn.answered();
+                let verdict = Verdict::Refused(error);
+                let left = self.turn.refused(&self.request, &mark, verdict.clone(), None);
+                verdict.into_error(left)
+            }
+            Reason::Rejected(rejection) => {
+                self.turn.answered();
+                let own =
+                    self.token.take_if(|token| rejection.ends_token && token.client_id() == self.client_id);
+                if let Some(token) = own {
+                    self.turn.retire(token, &self.tokens);
+                } else {
+                    let verdict = Verdict::Rejected(rejection.clone());
+                    self.turn.refused(&self.request, &mark, verdict, None);
+                }
+                rejection.into()
+            }
         }
     }
 

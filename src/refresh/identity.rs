@@ -1,4 +1,4 @@
-//! What a lock is for: one refresh token. And what a flight is for: one request.
+//! Names: of a refresh token, of what is known of it, of a request.
 
 use std::fmt::Write as _;
 
@@ -36,12 +36,49 @@ impl CredentialName {
     }
 }
 
+/// Tells one refresh token of a [`CredentialName`] from another, and one session from the next, without its
+/// secret: the row that it stands in, and when that was last modified. A sign-in always changes it; a
+/// rotation does too, and what is known goes over to the new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TokenMark(String);
+
+impl TokenMark {
+    pub(super) fn of(token: &RefreshToken) -> Self {
+        let scopes: Vec<&str> = token.scopes().collect();
+        let issuer = token.issuer.as_deref().unwrap_or_default();
+        let row = digest([token.client_id(), issuer, &scopes.join(" ")].map(str::as_bytes));
+        Self(format!("{}.{}", token.last_modification_time, &row[..8]))
+    }
+
+    /// As it was written; a text without blanks.
+    pub(super) fn parse(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is of the same row, at whatever time.
+    pub(super) fn is_of_row(&self, other: &Self) -> bool {
+        let row = |mark: &Self| mark.0.rsplit_once('.').map(|(_, row)| row.to_owned());
+        row(self) == row(other)
+    }
+}
+
+/// What a flight is for: a request. One that passes what is remembered does not wait for one that heeds it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct FlightKey {
+    pub(super) request: RequestId,
+    pub(super) tries_now: bool,
+}
+
 /// Names what is asked for: whoever asks for the same takes the same flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RequestId(String);
 
 impl RequestId {
-    pub(super) fn new(query: &AccessTokenQuery, family_id: Option<&str>) -> Self {
+    pub(super) fn new(query: &AccessTokenQuery, family_id: Option<&str>, claims: Option<&str>) -> Self {
         let mut scopes: Vec<&str> = query.scopes.iter().map(String::as_str).collect();
         scopes.sort_unstable();
         scopes.dedup();
@@ -52,12 +89,19 @@ impl RequestId {
             query.key_id.as_deref(),
             query.ext_cache_key.as_deref(),
             family_id,
+            query.owner.issuer.as_deref(),
+            claims,
         ];
         // Something in front of each that is there: an absent part is not an empty one.
         let optional = optional.map(|part| part.map_or_else(String::new, |part| format!("={part}")));
         let parts = ["tokenseal request 1", &query.client_id].into_iter();
         let parts = parts.chain(optional.iter().map(String::as_str)).chain(scopes);
         Self(digest(parts.map(str::as_bytes)))
+    }
+
+    /// What a guard's holder asks for, whatever it is.
+    pub(super) fn of_guard(query: &RefreshTokenQuery) -> Self {
+        Self(digest(["tokenseal guard 1", &query.client_id].map(str::as_bytes)))
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -131,7 +175,7 @@ mod tests {
     #[test]
     fn requests_for_the_same_are_one_and_others_are_not() {
         let query = || AccessTokenQuery::new("app").account(&Account::new("alice", "idp"));
-        let id = |query: &AccessTokenQuery| RequestId::new(query, None);
+        let id = |query: &AccessTokenQuery| RequestId::new(query, None, None);
         assert_eq!(id(&query().scopes(["a", "b"])), id(&query().scopes(["b", "a", "b"])));
         let plain = query().scopes(["a"]);
         for other in [
@@ -144,6 +188,9 @@ mod tests {
         ] {
             assert_ne!(id(&plain), id(&other));
         }
-        assert_ne!(id(&plain), RequestId::new(&plain, Some("1")));
+        assert_ne!(id(&plain), RequestId::new(&plain, Some("1"), None));
+        assert_ne!(id(&plain), RequestId::new(&plain, None, Some("{}")));
+        let alice = Account::new("alice", "idp").with_issuer("https://idp/b");
+        assert_ne!(id(&plain), id(&AccessTokenQuery::new("app").account(&alice).scopes(["a"])));
     }
 }

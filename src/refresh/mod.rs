@@ -9,9 +9,10 @@
 //!        │
 //! look again (engine) ─ somebody else refreshed it ──────────────────────────► the token
 //!        │ still stale
-//! call ─ rejected: retire that token, look again
-//!      ─ transient: back off, noted beside the lock (note) for all processes
-//!        │ tokens
+//! call ─ rejected: retire that token if it is surely dead, look again
+//!      ─ refused: remember it for this request (refusal), noted beside the lock (note) for all processes
+//!      ─ transient: back off, noted there too
+//!        │ tokens, for the same user
 //! save; what cannot be saved is kept (unsaved), and so is the lock ──────────► the token
 //! ```
 //!
@@ -30,9 +31,12 @@ mod freshness;
 mod guard;
 mod identity;
 mod landing;
+mod meaning;
 #[cfg(all(test, tokenseal_model))]
 mod model;
 mod note;
+mod refresh_call;
+mod refusal;
 mod request;
 mod shared;
 #[cfg(feature = "tokio")]
@@ -48,31 +52,40 @@ pub use acquired::{Acquired, Origin};
 pub use error::{AcquireError, FailedCall, SignInReason};
 pub use failure::RefreshFailure;
 pub use guard::RefreshGuard;
+pub use refresh_call::RefreshCall;
 pub use request::AcquireRequest;
 pub use shared::SharedTokenCache;
 
 use crate::cache::{RefreshTokenQuery, TokenResponse};
 use crate::persisted::PersistedTokenCache;
-use crate::secret::Secret;
 use attempt::{Attempt, Found, Step};
 use call::Blocking;
 use desk::Desk;
 use tokens::Tokens;
 
 impl PersistedTokenCache {
-    /// Gives an access token that is valid, and refreshes it if it must: at once from the cache if
-    /// there is a fresh one, and otherwise by one call among all threads, tasks and processes that
-    /// share the cache. Whoever else wants the same meanwhile waits and takes what comes of it.
+    /// Returns a valid access token, refreshing it if necessary: at once from the cache if there is a fresh
+    /// one, and otherwise by one call among all threads, tasks and processes that share the cache. Callers
+    /// that want the same meanwhile wait and share the result.
     ///
-    /// `call` sends the refresh token that it is given to the token endpoint (RFC 6749 section 6) and
-    /// says what came back. It runs on a thread of its own, without the cache's lock, and only for the
-    /// one caller whose turn it is; if the server rejects a token and the cache has another, it is
-    /// called again with that. What it returns need not name the client, the account or the scopes:
-    /// they are those of the request. What came back is on disk before this returns. If this caller's
-    /// time is over first, the call and its save still come to their end.
+    /// `call` sends the refresh token to the token endpoint (RFC 6749 section 6) and says what came back:
+    /// [`RefreshCall::form`] is the body to send, and [`RefreshCall::answer`] reads the answer. It runs on a
+    /// thread of its own, without the cache's lock, and only for the one caller whose turn it is; if the
+    /// server rejects a token and the cache has another, it is called again with that. What came back is on
+    /// disk before this returns.
     ///
-    /// A token that the server asked to be refreshed early (`refresh_in`) is refreshed by one caller,
-    /// while all others keep the valid one.
+    /// The token that is returned as refreshed is the one that the call brought. If it brought none for
+    /// the request, that is remembered: the server is not asked the same again for two minutes, doubling to
+    /// an hour, until the next sign-in. A token that is still valid is served meanwhile, with the failure
+    /// ([`Acquired::failure`]), except after a sign-out.
+    ///
+    /// A token that the server asked to be refreshed early (`refresh_in`) is refreshed in the background,
+    /// and the valid one is returned at once. A program that ends soon calls [`settle`](Self::settle) first.
+    ///
+    /// A caller whose own call is under way waits for it, up to the call's timeout, and for its save. If
+    /// another caller's time is over first, the call and its save still run to completion.
+    ///
+    /// If the account has tokens of several realms, the query must name one.
     ///
     /// # Guarantee, and its limits
     /// No refresh token is sent twice by programs that use `acquire` or a
@@ -81,7 +94,8 @@ impl PersistedTokenCache {
     ///   one sends the old token, and if the server takes that for theft, the user must sign in again;
     /// - when `call` says that it failed, or panics, although the server had answered: a connection that
     ///   breaks at the last moment looks like one that never was;
-    /// - when a process ends by itself while a renewed token cannot be saved;
+    /// - when a process ends by itself while a call is under way or a renewed token cannot be saved: see
+    ///   [`settle`](Self::settle);
     /// - when an asynchronous call was given up at its deadline, or its runtime shut down, although the
     ///   server had answered;
     /// - where the directory cannot be written to: one refresh at a time then holds within a process
@@ -98,17 +112,14 @@ impl PersistedTokenCache {
     /// #     .directory(directory.path().join("tokens"))
     /// #     .key_store(Arc::new(MemoryKeyStore::new()))
     /// #     .open()?;
-    /// use tokenseal::{AccessTokenQuery, RefreshFailure, Secret, TokenResponse};
+    /// use tokenseal::{AccessTokenQuery, RefreshCall, RefreshFailure, TokenResponse};
+    /// # struct Answer { status: u16, content_type: Option<&'static str>, retry_after: Option<&'static str>, body: &'static str }
+    /// # fn post(_: &str) -> std::io::Result<Answer> {
+    /// #     Ok(Answer { status: 200, content_type: None, retry_after: None, body: "{}" }) }
     ///
-    /// /// Sends a refresh token with any HTTP or OAuth client.
-    /// fn refresh(refresh_token: Secret) -> Result<TokenResponse, RefreshFailure> {
-    ///     # let post = |_: &str| Ok::<_, std::io::Error>((200, r#"{"access_token":"at","expires_in":3600}"#));
-    ///     let form = format!("grant_type=refresh_token&client_id=my-client&refresh_token={}", refresh_token.expose());
-    ///     let (status, body) = post(&form).map_err(RefreshFailure::transient)?;
-    ///     if status != 200 {
-    ///         return Err(RefreshFailure::from_error_response(status, body));
-    ///     }
-    ///     Ok(TokenResponse::from_json(body)?)
+    /// fn refresh(call: RefreshCall) -> Result<TokenResponse, RefreshFailure> {
+    ///     let answer = post(call.form().expose()).map_err(RefreshFailure::transient)?; // any HTTP client
+    ///     call.answer(answer.status, answer.content_type, answer.retry_after, answer.body)
     /// }
     ///
     /// # let account = Account::new("alice", "idp.example.com");
@@ -132,17 +143,18 @@ impl PersistedTokenCache {
         call: F,
     ) -> Result<Acquired, AcquireError>
     where
-        F: FnMut(Secret) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+        F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
     {
         acquire(&Tokens::File(self.clone()), || Desk::of(self), request.into(), call)
     }
 
-    /// Waits for the right to use the refresh token that `query` finds, for whoever loads, calls and
-    /// saves by themselves.
+    /// Locks the refresh token that `query` finds, for callers that send it and save the answer
+    /// themselves.
     ///
     /// # Errors
-    /// [`AcquireError`] if somebody else has the right for longer than `within`, the cache cannot be
-    /// read, or a renewed refresh token is in memory only because it cannot be saved.
+    /// [`AcquireError`] if somebody else has it for longer than `within`, the cache cannot be read, a
+    /// renewed refresh token is in memory only because it cannot be saved, or a failure of the server
+    /// holds everybody up ([`AcquireError::retry_after`]).
     pub fn refresh_guard(
         &self,
         query: &RefreshTokenQuery,
@@ -150,11 +162,33 @@ impl PersistedTokenCache {
     ) -> Result<RefreshGuard, AcquireError> {
         RefreshGuard::wait(&Tokens::File(self.clone()), &Desk::of(self), query, within, || true)
     }
+
+    /// Waits until every refresh of this cache that is under way in this process has been saved, `within`
+    /// this time. Call it before the program ends: a refresh that ends with the process takes the rotated
+    /// refresh token with it, and the user must sign in again.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use tokenseal::{MemoryKeyStore, PersistedTokenCache};
+    /// # let directory = tempfile::tempdir()?;
+    /// # let cache = PersistedTokenCache::builder("contoso-cli")
+    /// #     .directory(directory.path().join("tokens"))
+    /// #     .key_store(Arc::new(MemoryKeyStore::new()))
+    /// #     .open()?;
+    /// cache.settle(std::time::Duration::from_secs(30))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AcquireError::NotSettled`] if a refresh takes longer, and [`AcquireError::NotSaved`] if what came
+    /// cannot be saved.
+    pub fn settle(&self, within: Duration) -> Result<(), AcquireError> {
+        Desk::of(self).settle(&Tokens::File(self.clone()), within)
+    }
 }
 
 impl SharedTokenCache {
-    /// Gives an access token that is valid, and refreshes it if it must, as
-    /// [`PersistedTokenCache::acquire`] does: one call among all threads and tasks of this process.
+    /// Returns a valid access token, refreshing it if necessary, as [`PersistedTokenCache::acquire`] does: one call among all threads and tasks of this process.
     /// Nothing is saved, and other processes are not kept from using the same refresh token.
     ///
     /// # Errors
@@ -166,12 +200,21 @@ impl SharedTokenCache {
         call: F,
     ) -> Result<Acquired, AcquireError>
     where
-        F: FnMut(Secret) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+        F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
     {
-        acquire(&self.tokens, || Arc::clone(&self.desk), request.into(), call)
+        acquire(&self.tokens, || self.desk(), request.into(), call)
     }
 
-    /// Waits for the right to use a refresh token, as [`PersistedTokenCache::refresh_guard`] does,
+    /// Waits until every refresh of this cache that is under way has ended, `within` this time, as
+    /// [`PersistedTokenCache::settle`] does.
+    ///
+    /// # Errors
+    /// [`AcquireError::NotSettled`] if a refresh takes longer.
+    pub fn settle(&self, within: Duration) -> Result<(), AcquireError> {
+        self.desk().settle(&self.tokens, within)
+    }
+
+    /// Locks a refresh token, as [`PersistedTokenCache::refresh_guard`] does,
     /// within this process.
     ///
     /// # Errors
@@ -181,7 +224,7 @@ impl SharedTokenCache {
         query: &RefreshTokenQuery,
         within: Duration,
     ) -> Result<RefreshGuard, AcquireError> {
-        RefreshGuard::wait(&self.tokens, &self.desk, query, within, || true)
+        RefreshGuard::wait(&self.tokens, &self.desk(), query, within, || true)
     }
 }
 
@@ -192,7 +235,7 @@ fn acquire<F>(
     call: F,
 ) -> Result<Acquired, AcquireError>
 where
-    F: FnMut(Secret) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
 {
     let due = match attempt::look(tokens, &request)? {
         Found::Fresh(token) => return Ok(Acquired::from_cache(token)),

@@ -92,7 +92,7 @@ fn far() -> std::time::Instant {
 }
 
 fn patience() -> Patience {
-    Patience { deadline: far(), call_timeout: Duration::MAX }
+    Patience { deadline: far(), call_timeout: Duration::MAX, is_leader: false }
 }
 
 fn blocking(flight: &Flight<u32>) -> Waited<u32> {
@@ -201,7 +201,7 @@ fn a_leader_that_crashes_strands_nobody() {
         let crashed = thread::spawn(move || match crashing.flights.board(&"read") {
             Seat::Lead(lead) => {
                 let _: &Lead<_, _> = &lead;
-                lead.call_begins();
+                lead.call_begins(false);
             }
             Seat::Follow(flight) => drop(blocking(&flight)),
         });

@@ -5,23 +5,29 @@ use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::back_off::{BackOff, Refusal, Verdict};
-use super::failure::{Rejection, code};
+use base64ct::{Base64UrlUnpadded, Encoding as _};
+
+use super::back_off::BackOff;
+use super::failure::Rejection;
+use super::identity::TokenMark;
+use super::refusal::{Refusal, Verdict};
+use crate::cache::code;
 use crate::private_file;
+use crate::secret::Secret;
 
 /// The first line. Other versions of the crate read what they understand.
-const FIRST_LINE: &str = "tokenseal refresh 1";
+const FIRST_LINE: &str = "tokenseal refresh 2";
 
 /// More than a note is ever long.
-const LONGEST: u64 = 16 * 1024;
+const LONGEST: u64 = 1024 * 1024;
 
 /// How many refusals are remembered: the newest.
-const MOST_REFUSALS: usize = 8;
+const MOST_REFUSALS: usize = 512;
 
 /// How much of what was granted is remembered, in bytes.
 const MOST_GRANTED: usize = 512;
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Note {
     /// The process that holds the lock.
     pub(super) holder: Option<u32>,
@@ -45,8 +51,8 @@ impl Note {
 
     /// Forgets what counts no more.
     pub(super) fn forget_what_is_over(&mut self, now: u64) {
-        self.back_off = self.back_off.filter(|back_off| back_off.is_in_a_row(now));
-        self.refusals.retain(|refusal| refusal.is_recent(now));
+        self.back_off.take_if(|back_off| !back_off.is_in_a_row(now));
+        self.refusals.retain(|refusal| refusal.is_in_a_row(now));
     }
 
     /// Whether nothing in it counts any more.
@@ -54,6 +60,13 @@ impl Note {
         let mut rest = self.clone();
         rest.forget_what_is_over(now);
         rest.is_empty()
+    }
+
+    /// What is known of a refresh token goes over to the one that it was rotated to.
+    pub(super) fn carry(&mut self, from: &TokenMark, to: &TokenMark) {
+        for refusal in self.refusals.iter_mut().filter(|refusal| refusal.mark == *from) {
+            refusal.mark = to.clone();
+        }
     }
 
     /// Forgets what is known of a request.
@@ -88,25 +101,20 @@ impl Note {
         if let Some(holder) = self.holder {
             line(format_args!("holder {holder}"));
         }
-        if let Some(BackOff { failed_at, until, failures, renewed_at }) = self.back_off {
-            line(format_args!("failed {failed_at} {until} {failures} {renewed_at}"));
+        if let Some(BackOff { failed_at, until, failures, mark }) = &self.back_off {
+            line(format_args!("failed {failed_at} {until} {failures} {}", mark.as_str()));
         }
-        for Refusal { at, request, renewed_at, verdict } in &self.refusals {
-            let known = format!("{at} {request} {renewed_at}");
-            match verdict {
-                Verdict::Rejected(Rejection { error, sub_error }) => {
-                    let sub_error = sub_error.as_deref().unwrap_or_default();
-                    line(format_args!("rejected {known} {error} {sub_error}"));
-                }
-                Verdict::Refused(error) => line(format_args!("refused {known} {error}")),
-                Verdict::NotGranted(granted) => {
-                    // Scopes are printable ASCII (RFC 6749 section 3.3); this is one line of them.
-                    let scopes = granted.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' });
-                    let granted: String = scopes.take(MOST_GRANTED).collect();
-                    line(format_args!("granted {known} {granted}"));
-                }
+        let mut refusals: Vec<String> = Vec::new();
+        let mut length = 0;
+        for refusal in self.refusals.iter().rev() {
+            refusals.push(refusal_line(refusal));
+            length += refusals.last().map_or(0, String::len);
+            if length as u64 > LONGEST / 2 {
+                // The oldest have no room.
+                break;
             }
         }
+        refusals.iter().rev().for_each(|refusal| line(format_args!("{refusal}")));
         text
     }
 
@@ -120,33 +128,76 @@ impl Note {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             match &words[..] {
                 ["holder", pid] => note.holder = pid.parse().ok(),
-                ["failed", failed_at, until, failures, renewed_at] => {
-                    let parsed = (failed_at.parse(), until.parse(), failures.parse(), renewed_at.parse());
-                    if let (Ok(failed_at), Ok(until), Ok(failures), Ok(renewed_at)) = parsed {
-                        note.back_off = Some(BackOff { failed_at, until, failures, renewed_at });
+                ["failed", failed_at, until, failures, mark] => {
+                    if let (Ok(failed_at), Ok(until), Ok(failures)) =
+                        (failed_at.parse(), until.parse(), failures.parse())
+                    {
+                        let mark = TokenMark::parse(mark);
+                        note.back_off = Some(BackOff { failed_at, until, failures, mark });
                     }
                 }
-                [kind, at, request, renewed_at, said @ ..] => {
-                    let (Ok(at), Ok(renewed_at)) = (at.parse(), renewed_at.parse()) else { continue };
-                    let verdict = match (*kind, said) {
-                        ("rejected", [error]) => {
-                            Verdict::Rejected(Rejection { error: code(error), sub_error: None })
-                        }
-                        ("rejected", [error, sub_error]) => {
-                            let sub_error = Some(code(sub_error));
-                            Verdict::Rejected(Rejection { error: code(error), sub_error })
-                        }
-                        ("refused", [error]) => Verdict::Refused(code(error)),
-                        ("granted", scopes) => Verdict::NotGranted(scopes.join(" ")),
-                        _ => continue,
+                [kind, at, until, times, request, mark, said @ ..] => {
+                    let (Ok(at), Ok(until), Ok(times)) = (at.parse(), until.parse(), times.parse()) else {
+                        continue;
                     };
-                    note.refuse(Refusal { at, request: (*request).to_owned(), renewed_at, verdict });
+                    let Some(verdict) = verdict(kind, said) else { continue };
+                    let (request, mark) = ((*request).to_owned(), TokenMark::parse(mark));
+                    note.refuse(Refusal { at, until, times, request, mark, verdict });
                 }
                 _ => {}
             }
         }
         note
     }
+}
+
+/// A refusal as one line: what it is, when, how often, of what, and what was said.
+fn refusal_line(refusal: &Refusal) -> String {
+    let Refusal { at, until, times, request, mark, verdict } = refusal;
+    let (kind, said) = match verdict {
+        Verdict::Rejected(Rejection { error, sub_error, claims, .. }) => {
+            let claims =
+                claims.as_ref().map(|claims| Base64UrlUnpadded::encode_string(claims.expose().as_bytes()));
+            let or_none = |text: Option<&str>| text.unwrap_or(NONE).to_owned();
+            let said = format!("{error} {} {}", or_none(sub_error.as_deref()), or_none(claims.as_deref()));
+            ("rejected", said)
+        }
+        Verdict::OtherUser => ("other-user", String::new()),
+        Verdict::Refused(error) => ("refused", error.clone()),
+        Verdict::NotGranted(granted) => {
+            // Scopes are printable ASCII (RFC 6749 section 3.3); this is one line of them.
+            let scopes = granted.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' });
+            ("granted", scopes.take(MOST_GRANTED).collect())
+        }
+        Verdict::NoAccessToken => ("no-access-token", String::new()),
+        Verdict::SameToken => ("same-token", String::new()),
+        Verdict::Expired => ("expired", String::new()),
+        Verdict::Unexplained(status) => ("unexplained", status.to_string()),
+    };
+    format!("{kind} {at} {until} {times} {request} {} {said}", mark.as_str()).trim_end().to_owned()
+}
+
+/// What stands where there is nothing.
+const NONE: &str = ":";
+
+fn verdict(kind: &str, said: &[&str]) -> Option<Verdict> {
+    Some(match (kind, said) {
+        ("rejected", [error, sub_error, claims]) => {
+            let claims = Some(*claims).filter(|claims| *claims != NONE).and_then(|claims| {
+                String::from_utf8(Base64UrlUnpadded::decode_vec(claims).ok()?).ok().map(Secret::from)
+            });
+            let sub_error = Some(*sub_error).filter(|sub_error| *sub_error != NONE).map(code);
+            Verdict::Rejected(Rejection { error: code(error), sub_error, ends_token: false, claims })
+        }
+        ("other-user", []) => Verdict::OtherUser,
+        ("refused", [error]) => Verdict::Refused(code(error)),
+        ("granted", scopes) => Verdict::NotGranted(scopes.join(" ")),
+        ("no-access-token", []) => Verdict::NoAccessToken,
+        ("same-token", []) => Verdict::SameToken,
+        ("expired", []) => Verdict::Expired,
+        ("unexplained", [status]) => Verdict::Unexplained(status.parse().ok()?),
+        _ => return None,
+    })
 }
 
 /// Removes a note, which the lock must be held for.
@@ -166,20 +217,35 @@ mod tests {
     use std::fs;
 
     fn refusal(request: &str, verdict: Verdict) -> Refusal {
-        Refusal { at: 5, request: request.into(), renewed_at: -6, verdict }
+        let mark = TokenMark::parse("-6.0a1b2c3d");
+        Refusal { at: 5, until: 7, times: 3, request: request.into(), mark, verdict }
     }
 
     fn full() -> Note {
-        let rejected = |sub_error| Verdict::Rejected(Rejection { error: "invalid_grant".into(), sub_error });
+        let rejected = |sub_error, claims: Option<&str>| {
+            let claims = claims.map(Secret::from);
+            Verdict::Rejected(Rejection {
+                error: "invalid_grant".into(),
+                sub_error,
+                ends_token: false,
+                claims,
+            })
+        };
+        let mark = TokenMark::parse("4.0a1b2c3d");
         Note {
             holder: Some(4711),
-            back_off: Some(BackOff { failed_at: 1, until: 2, failures: 3, renewed_at: 4 }),
+            back_off: Some(BackOff { failed_at: 1, until: 2, failures: 3, mark }),
             refusals: vec![
-                refusal("a", rejected(Some("consent_required".into()))),
-                refusal("b", rejected(None)),
+                refusal("a", rejected(Some("consent_required".into()), Some(r#"{"a": "b c"}"#))),
+                refusal("b", rejected(None, None)),
                 refusal("c", Verdict::Refused("invalid_scope".into())),
                 refusal("d", Verdict::NotGranted("less and less".into())),
                 refusal("e", Verdict::NotGranted(String::new())),
+                refusal("f", Verdict::OtherUser),
+                refusal("g", Verdict::NoAccessToken),
+                refusal("h", Verdict::SameToken),
+                refusal("i", Verdict::Expired),
+                refusal("j", Verdict::Unexplained(401)),
             ],
         }
     }
@@ -201,30 +267,51 @@ mod tests {
     }
 
     #[test]
-    fn a_note_stays_short_and_keeps_the_newest() {
+    fn a_note_keeps_the_newest_of_many_refusals_within_its_length() {
         let mut note = Note::default();
-        for number in 0..100 {
+        for number in 0..2 * MOST_REFUSALS {
             note.refuse(refusal(&number.to_string(), Verdict::NotGranted("é ".repeat(10_000))));
         }
-        note.refuse(refusal("99", Verdict::Refused("invalid_scope".into())));
+        let last = (2 * MOST_REFUSALS - 1).to_string();
+        note.refuse(refusal(&last, Verdict::Refused("invalid_scope".into())));
         let text = note.to_text();
-        assert!(text.len() < 16 * 1024 && note.refusals.len() == MOST_REFUSALS, "{}", text.len());
+        assert!((text.len() as u64) < LONGEST && note.refusals.len() == MOST_REFUSALS, "{}", text.len());
         let read = Note::parse(&text);
+        assert_eq!(read.refusals.len(), MOST_REFUSALS);
         assert_eq!(read.refusals.last(), note.refusals.last());
-        assert_eq!(read.refusals.first().unwrap().request, "92");
-        note.forget("99");
+        assert_eq!(read.refusals.first().unwrap().request, MOST_REFUSALS.to_string());
+        note.forget(&last);
         assert_eq!(note.refusals.len(), MOST_REFUSALS - 1);
+        let claims = Some(Secret::from("x".repeat(4_000)));
+        let rejection = Rejection { error: "e".into(), sub_error: None, ends_token: false, claims };
+        for number in 0..MOST_REFUSALS {
+            note.refuse(refusal(&number.to_string(), Verdict::Rejected(rejection.clone())));
+        }
+        let text = note.to_text();
+        assert!((text.len() as u64) < LONGEST, "{}", text.len());
+        assert_eq!(Note::parse(&text).refusals.last(), note.refusals.last());
+    }
+
+    #[test]
+    fn what_is_known_of_a_token_goes_over_to_the_one_it_was_rotated_to() {
+        let mut note = full();
+        let (from, to) = (TokenMark::parse("-6.0a1b2c3d"), TokenMark::parse("9.0a1b2c3d"));
+        note.carry(&TokenMark::parse("1.0a1b2c3d"), &to);
+        assert_eq!(note, full());
+        note.carry(&from, &to);
+        assert!(note.refusals.iter().all(|refusal| refusal.mark == to));
+        assert_eq!(note.back_off, full().back_off);
     }
 
     #[test]
     fn what_is_no_note_counts_as_none() {
         for text in
-            ["", "tokenseal refresh 2\nholder 1", "\u{0}\u{1}", "holder 1", "tokenseal refresh 1\nholder x"]
+            ["", "tokenseal refresh 1\nholder 1", "\u{0}\u{1}", "holder 1", "tokenseal refresh 2\nholder x"]
         {
             assert_eq!(Note::parse(text), Note::default(), "{text}");
         }
         let newer = format!(
-            "{}what a later version knows 1 2 3\nfailed 1\nfailed a b c d\nrefused 1 x\nrejected x y z e\n",
+            "{}what a later version knows 1 2 3\nfailed 1\nfailed a b c d\nrefused 1 x\nrejected x y z e f g\nexpired 1 2 3 r m more\n",
             full().to_text()
         );
         assert_eq!(Note::parse(&newer), full());

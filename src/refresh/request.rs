@@ -33,6 +33,9 @@ pub struct AcquireRequest<'a> {
     pub(super) wait_timeout: Duration,
     pub(super) call_timeout: Duration,
     pub(super) allows_extended_lifetime: bool,
+    pub(super) token_endpoint: Option<&'a str>,
+    pub(super) claims: Option<&'a str>,
+    pub(super) tries_now: bool,
 }
 
 impl<'a> AcquireRequest<'a> {
@@ -48,6 +51,9 @@ impl<'a> AcquireRequest<'a> {
             wait_timeout: WAIT_TIMEOUT,
             call_timeout: CALL_TIMEOUT,
             allows_extended_lifetime: false,
+            token_endpoint: None,
+            claims: None,
+            tries_now: false,
         }
     }
 
@@ -64,7 +70,28 @@ impl<'a> AcquireRequest<'a> {
         self
     }
 
-    /// How long to wait in all, for other processes and for the call: 60 seconds unless set.
+    /// The URL of the token endpoint, for [`RefreshCall::token_endpoint`](crate::RefreshCall::token_endpoint).
+    pub fn token_endpoint(mut self, url: &'a str) -> Self {
+        self.token_endpoint = Some(url);
+        self
+    }
+
+    /// Claims that the token must bring, as JSON: what a service asked for (Entra's claims challenge, RFC
+    /// 9470). They are sent, and no token that is in the cache is taken in the place of the one that comes.
+    pub fn claims(mut self, claims: &'a str) -> Self {
+        self.claims = Some(claims);
+        self
+    }
+
+    /// Asks the server now, although it failed or refused a moment ago: for a user who says "try again".
+    /// Never call it in a loop.
+    pub fn try_now(mut self) -> Self {
+        self.tries_now = true;
+        self
+    }
+
+    /// How long to wait for others: 60 seconds unless set. A call that this caller makes itself is waited
+    /// for up to its [own timeout](Self::call_timeout), and so is its save.
     pub fn wait_timeout(mut self, timeout: Duration) -> Self {
         self.wait_timeout = timeout;
         self

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::desk::Desk;
 use super::tokens::{InMemory, Tokens};
@@ -22,9 +23,9 @@ use crate::cache::TokenCache;
 /// cache.update(|tokens| tokens.add(&expired))?;
 ///
 /// let wanted = AccessTokenQuery::new("app").account(&Account::new("alice", "idp.example")).scopes(["read"]);
-/// let acquired = cache.acquire(&wanted, |_refresh_token| {
-///     // Send it to the token endpoint, and say what came back.
-///     Ok(TokenResponse::from_json(r#"{"access_token":"new","expires_in":3600}"#)?)
+/// let acquired = cache.acquire(&wanted, |call| {
+///     // Send `call.form()` to the token endpoint, and say what came back.
+///     call.answer(200, None, None, r#"{"access_token":"new","expires_in":3600}"#)
 /// })?;
 /// assert_eq!(acquired.token().expose(), "new");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -32,19 +33,27 @@ use crate::cache::TokenCache;
 #[derive(Clone)]
 pub struct SharedTokenCache {
     pub(super) tokens: Tokens,
-    pub(super) desk: Arc<Desk>,
+    /// What it is known by in this process, and in those that it forks.
+    number: u64,
 }
 
 impl SharedTokenCache {
     /// Shares a cache.
     pub fn new(cache: TokenCache) -> Self {
-        Self { tokens: Tokens::Memory(Arc::new(InMemory::new(cache))), desk: Arc::default() }
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        Self { tokens: Tokens::Memory(Arc::new(InMemory::new(cache))), number }
+    }
+
+    pub(super) fn desk(&self) -> Arc<Desk> {
+        Desk::of_memory(self.number)
     }
 
     /// Calls `look` with the cache. Nobody else reads or changes it meanwhile.
     ///
     /// # Panics
-    /// Inside `read` or `update` of the same cache, where it would wait for itself.
+    /// Inside `read` or `update` of the same cache, where it would wait for itself, and in a child that was
+    /// forked while another thread was inside.
     pub fn read<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> T {
         self.update(|cache| look(cache))
     }
@@ -53,10 +62,16 @@ impl SharedTokenCache {
     /// belongs in it.
     ///
     /// # Panics
-    /// Inside `read` or `update` of the same cache, where it would wait for itself.
+    /// Inside `read` or `update` of the same cache, where it would wait for itself, and in a child that was
+    /// forked while another thread was inside.
     pub fn update<T>(&self, change: impl FnOnce(&mut TokenCache) -> T) -> T {
         let Tokens::Memory(cache) = &self.tokens else { unreachable!("made in memory") };
-        cache.with(change).expect("a SharedTokenCache cannot be used inside its own `read` or `update`")
+        match cache.with(change) {
+            Ok(value) => value,
+            Err(error) => {
+                panic!("a SharedTokenCache cannot be used inside its own `read` or `update`: {error}")
+            }
+        }
     }
 }
 

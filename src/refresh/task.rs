@@ -15,11 +15,12 @@ use super::identity::credential_name;
 use super::landing::Landing;
 use super::tokens::Tokens;
 use super::turn::Place;
-use super::{AcquireError, AcquireRequest, Acquired, RefreshFailure, RefreshGuard, SharedTokenCache};
+use super::{
+    AcquireError, AcquireRequest, Acquired, RefreshCall, RefreshFailure, RefreshGuard, SharedTokenCache,
+};
 use crate::cache::{RefreshTokenQuery, TokenResponse};
 use crate::deadline;
 use crate::persisted::PersistedTokenCache;
-use crate::secret::Secret;
 
 impl PersistedTokenCache {
     /// As [`acquire`](Self::acquire), for asynchronous code on Tokio.
@@ -42,7 +43,7 @@ impl PersistedTokenCache {
         call: F,
     ) -> Result<Acquired, AcquireError>
     where
-        F: FnMut(Secret) -> R + Send + 'static,
+        F: FnMut(RefreshCall) -> R + Send + 'static,
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
         let desk = || Desk::of(self);
@@ -81,10 +82,10 @@ impl SharedTokenCache {
         call: F,
     ) -> Result<Acquired, AcquireError>
     where
-        F: FnMut(Secret) -> R + Send + 'static,
+        F: FnMut(RefreshCall) -> R + Send + 'static,
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
-        acquire(&self.tokens, || Arc::clone(&self.desk), request.into(), call).await
+        acquire(&self.tokens, || self.desk(), request.into(), call).await
     }
 
     /// As [`refresh_guard`](Self::refresh_guard), for asynchronous code on Tokio.
@@ -99,7 +100,7 @@ impl SharedTokenCache {
         query: &RefreshTokenQuery,
         within: Duration,
     ) -> Result<RefreshGuard, AcquireError> {
-        guard(self.tokens.clone(), Arc::clone(&self.desk), query.clone(), within).await
+        guard(self.tokens.clone(), self.desk(), query.clone(), within).await
     }
 }
 
@@ -110,7 +111,7 @@ async fn acquire<F, R>(
     call: F,
 ) -> Result<Acquired, AcquireError>
 where
-    F: FnMut(Secret) -> R + Send + 'static,
+    F: FnMut(RefreshCall) -> R + Send + 'static,
     R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
 {
     let due = match attempt::look(tokens, &request)? {

@@ -6,6 +6,7 @@ use std::thread::{self, ThreadId};
 
 use crate::cache::{CacheError, TokenCache};
 use crate::persisted::{Error, PersistedTokenCache, Updated};
+use crate::process::Process;
 use crate::store::StoreError;
 
 #[derive(Debug, Clone)]
@@ -18,7 +19,7 @@ pub(super) enum Tokens {
 #[derive(Debug)]
 pub(super) struct InMemory {
     cache: Mutex<TokenCache>,
-    holder: Mutex<Option<ThreadId>>,
+    holder: Mutex<Option<(Process, ThreadId)>>,
 }
 
 impl InMemory {
@@ -26,16 +27,17 @@ impl InMemory {
         Self { cache: Mutex::new(cache), holder: Mutex::default() }
     }
 
-    fn holder(&self) -> MutexGuard<'_, Option<ThreadId>> {
+    fn holder(&self) -> MutexGuard<'_, Option<(Process, ThreadId)>> {
         self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_mine(&self) -> bool {
-        *self.holder() == Some(thread::current().id())
+        *self.holder() == Some((Process::current(), thread::current().id()))
     }
 
-    /// Calls `work` with the cache; `None` inside another such call of the same thread.
-    pub(super) fn with<T>(&self, work: impl FnOnce(&mut TokenCache) -> T) -> Option<T> {
+    /// Calls `work` with the cache. Fails inside another such call of the same thread, and in a child that
+    /// was forked in the middle of one.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut TokenCache) -> T) -> Result<T, Error> {
         struct Held<'a>(&'a InMemory);
         impl Drop for Held<'_> {
             fn drop(&mut self) {
@@ -43,12 +45,15 @@ impl InMemory {
             }
         }
         if self.is_mine() {
-            return None;
+            return Err(nested());
+        }
+        if self.holder().is_some_and(|(process, _)| !process.is_current()) {
+            return Err(StoreError::Forked { path: PathBuf::from(IN_MEMORY) }.into());
         }
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.holder() = Some(thread::current().id());
+        *self.holder() = Some((Process::current(), thread::current().id()));
         let _held = Held(self);
-        Some(work(&mut cache))
+        Ok(work(&mut cache))
     }
 }
 
@@ -56,7 +61,7 @@ impl Tokens {
     pub(super) fn read<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
         match self {
             Self::File(cache) => cache.read(look),
-            Self::Memory(cache) => cache.with(|cache| look(cache)).ok_or_else(nested),
+            Self::Memory(cache) => cache.with(|cache| look(cache)),
         }
     }
 
@@ -82,7 +87,7 @@ impl Tokens {
     ) -> Result<T, Error> {
         match self {
             Self::File(cache) => cache.update(change).map(Updated::into_value),
-            Self::Memory(cache) => Ok(cache.with(change).ok_or_else(nested)??),
+            Self::Memory(cache) => Ok(cache.with(change)??),
         }
     }
 
@@ -98,6 +103,9 @@ impl Tokens {
     }
 }
 
+/// What stands for a path where there is none.
+const IN_MEMORY: &str = "(in memory)";
+
 fn nested() -> Error {
-    StoreError::Nested { path: PathBuf::from("(in memory)") }.into()
+    StoreError::Nested { path: PathBuf::from(IN_MEMORY) }.into()
 }

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::back_off::{self, BackOff, Refusal, Verdict};
+use super::back_off::{self, BackOff};
 use super::desk::{Credential, Desk};
 use super::error::AcquireError;
-use super::identity::{CredentialName, RequestId};
+use super::identity::{CredentialName, RequestId, TokenMark};
 use super::note::{self, Note};
+use super::refusal::{Refusal, Verdict};
 use super::tokens::Tokens;
 use super::unsaved::Unsaved;
 use crate::cache::{RefreshToken, TokenResponse};
 use crate::deadline::{self, InLane};
 use crate::persisted::Error;
 use crate::private_file::FileError;
+use crate::process::Process;
 use crate::store::{FileLock, LockFile, StoreError};
 
 /// How long to wait before a failed save is tried again, at first and at the most.
@@ -105,6 +107,7 @@ impl Place {
 pub(super) struct Turn {
     credential: Arc<Credential>,
     place: Place,
+    process: Process,
     unsaved: Unsaved,
     /// Whether what is unsaved was tried to be saved in this turn.
     has_tried: bool,
@@ -143,14 +146,18 @@ impl Turn {
         drop(remembered);
         let written = place.note_path().map(Note::read).unwrap_or_default();
         // What could not be written is newer, unless somebody else has failed since.
-        let failed_at = |note: &Note| note.back_off.map(|back_off| back_off.failed_at);
+        let newest = |note: &Note| {
+            let refused_at = note.refusals.iter().map(|refusal| refusal.at).max();
+            note.back_off.as_ref().map(|back_off| back_off.failed_at).max(refused_at)
+        };
         let is_noted = written.holder.is_some();
-        let mut note = unwritten.filter(|note| failed_at(note) >= failed_at(&written)).unwrap_or(written);
+        let mut note = unwritten.filter(|note| newest(note) >= newest(&written)).unwrap_or(written);
         note.holder = None;
         note.forget_what_is_over(back_off::now());
         Ok(Some(Self {
             credential,
             place,
+            process: Process::current(),
             unsaved,
             has_tried: false,
             note,
@@ -162,7 +169,19 @@ impl Turn {
 
     /// Whether other processes are kept out as well.
     pub(super) fn covers_other_processes(&self) -> bool {
-        self.lock.is_some()
+        self.lock.is_some() && self.process.is_current()
+    }
+
+    /// Fails in a child that was forked meanwhile: the turn is its parent's.
+    pub(super) fn check_process(&self) -> Result<(), AcquireError> {
+        if self.process.is_current() {
+            return Ok(());
+        }
+        let path = match &self.place {
+            Place::Files { lock, .. } => lock.clone(),
+            Place::Memory => PathBuf::from("(in memory)"),
+        };
+        Err(Error::from(StoreError::Forked { path }).into())
     }
 
     /// What could not be saved yet.
@@ -176,7 +195,7 @@ impl Turn {
         self.save(tokens);
     }
 
-    /// Removes a refresh token that the server does not take.
+    /// Removes a refresh token that the server does not take from its client any more.
     pub(super) fn retire(&mut self, token: RefreshToken, tokens: &Tokens) {
         self.unsaved.retire(token);
         self.save(tokens);
@@ -207,17 +226,16 @@ impl Turn {
         remembered.has_saver = saver.spawn(move || save_when_possible(&tokens, &desk, &name)).is_ok();
     }
 
-    /// How long nobody may call, on account of a call that failed. `renewed_at`: when the refresh token
-    /// was last modified.
-    pub(super) fn back_off(&self, renewed_at: i64) -> Option<Duration> {
-        self.note.back_off?.remaining(back_off::now(), renewed_at)
+    /// How long nobody may call, on account of a call that failed.
+    pub(super) fn back_off(&self, mark: &TokenMark) -> Option<Duration> {
+        self.note.back_off.as_ref()?.remaining(back_off::now(), mark)
     }
 
-    /// What the server said to the same request and token lately.
-    pub(super) fn refusal(&self, request: &RequestId, renewed_at: i64) -> Option<&Verdict> {
+    /// What the server said to the same request and token lately, and how long that counts.
+    pub(super) fn refusal(&self, request: &RequestId, mark: &TokenMark) -> Option<(Duration, &Verdict)> {
         let now = back_off::now();
-        let known = self.note.refusals.iter().find(|known| known.counts(request.as_str(), now, renewed_at));
-        known.map(|refusal| &refusal.verdict)
+        let known = |refusal: &Refusal| refusal.remaining(request, mark, now);
+        self.note.refusals.iter().find_map(|refusal| Some((known(refusal)?, &refusal.verdict)))
     }
 
     /// Notes who uses the refresh token, for those who wait in vain.
@@ -228,23 +246,43 @@ impl Turn {
     }
 
     /// Notes that a call failed, and gives how long nobody may call again.
-    pub(super) fn failed(&mut self, retry_after: Option<Duration>, renewed_at: i64) -> Duration {
+    pub(super) fn failed(&mut self, retry_after: Option<Duration>, mark: &TokenMark) -> Duration {
         let now = back_off::now();
-        let back_off = BackOff::after_failure(self.note.back_off, retry_after, renewed_at, now);
+        let back_off = BackOff::after_failure(self.note.back_off.as_ref(), retry_after, mark, now);
+        let wait = Duration::from_millis(back_off.until - now);
         self.note.back_off = Some(back_off);
-        Duration::from_millis(back_off.until - now)
+        wait
     }
 
-    /// Notes that a call was answered.
-    pub(super) fn answered(&mut self, request: &RequestId) {
+    /// Notes that a call was answered, if not with what was asked for.
+    pub(super) fn answered(&mut self) {
         self.note.back_off = None;
+    }
+
+    /// Notes that a request got what it asked for.
+    pub(super) fn granted(&mut self, request: &RequestId) {
+        self.answered();
         self.note.forget(request.as_str());
     }
 
-    /// Notes an answer that need not be asked for again at once.
-    pub(super) fn refused(&mut self, request: &RequestId, renewed_at: i64, verdict: Verdict) {
-        let (at, request) = (back_off::now(), request.as_str().to_owned());
-        self.note.refuse(Refusal { at, request, renewed_at, verdict });
+    /// Notes an answer that need not be asked for again at once, and gives how long that counts.
+    pub(super) fn refused(
+        &mut self,
+        request: &RequestId,
+        mark: &TokenMark,
+        verdict: Verdict,
+        retry_after: Option<Duration>,
+    ) -> Duration {
+        let now = back_off::now();
+        let refusal = Refusal::after(&self.note.refusals, request, mark, verdict, retry_after, now);
+        let wait = Duration::from_millis(refusal.until - now);
+        self.note.refuse(refusal);
+        wait
+    }
+
+    /// What is known of a refresh token goes over to the one that it was rotated to.
+    pub(super) fn rotated(&mut self, from: &TokenMark, to: &TokenMark) {
+        self.note.carry(from, to);
     }
 
     /// Ends the use: what others should know stays in the note.
@@ -273,6 +311,9 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        if !self.process.is_current() {
+            return;
+        }
         let keeps_lock = self.unsaved.has_renewed_tokens();
         if keeps_lock {
             // Whoever waits for the lock in vain should know where it is, and what came of the call.

@@ -1,6 +1,7 @@
 //! What a refresh brought and the disk did not take: it is kept in memory and saved later.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::tokens::Tokens;
 use crate::cache::{CacheError, RefreshToken, TokenCache, TokenResponse};
@@ -10,17 +11,19 @@ use crate::secret::Secret;
 /// Changes that are not saved yet, in the order in which they were made. A clone shares them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Unsaved {
-    changes: Vec<Arc<Change>>,
+    changes: Vec<Change>,
     /// Why the last save failed.
     failure: Option<Arc<Error>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Change {
     /// The answer to a refresh. It names the token that was sent.
     Renew(Arc<TokenResponse>),
-    /// The server does not take this token any more.
-    Retire(RefreshToken),
+    /// An answer of which the refresh token alone had room in the cache.
+    KeepInMemory(Arc<TokenResponse>),
+    /// The server does not take this token from its client any more.
+    Retire(Arc<RefreshToken>),
 }
 
 impl Unsaved {
@@ -28,9 +31,14 @@ impl Unsaved {
         self.changes.is_empty()
     }
 
+    /// Whether anything would be lost if the process ended now.
+    pub(super) fn is_at_risk(&self) -> bool {
+        self.changes.iter().any(|change| !matches!(change, Change::KeepInMemory(_)))
+    }
+
     /// Whether the refresh token in the cache has been used already.
     pub(super) fn has_renewed_tokens(&self) -> bool {
-        self.changes.iter().any(|change| matches!(&**change, Change::Renew(answer) if answer.rotates()))
+        self.changes.iter().any(|change| matches!(change, Change::Renew(answer) if answer.rotates()))
     }
 
     /// Why nothing could be saved.
@@ -40,34 +48,49 @@ impl Unsaved {
 
     /// The refresh tokens that must not be sent any more, whatever the cache says.
     pub(super) fn spent(&self) -> impl Iterator<Item = Secret> {
-        self.changes.iter().filter_map(|change| match &**change {
+        self.changes.iter().filter_map(|change| match change {
             // Some servers never rotate: what was sent is what is to be sent again.
-            Change::Renew(answer) => answer.sent_refresh_token.clone().filter(|_| answer.rotates()),
+            Change::Renew(answer) | Change::KeepInMemory(answer) => {
+                answer.sent_refresh_token.clone().filter(|_| answer.rotates())
+            }
             Change::Retire(token) => Some(token.secret()),
         })
     }
 
     pub(super) fn renew(&mut self, answer: Arc<TokenResponse>) {
-        self.changes.push(Arc::new(Change::Renew(answer)));
+        self.changes.push(Change::Renew(answer));
     }
 
     pub(super) fn retire(&mut self, token: RefreshToken) {
-        self.changes.push(Arc::new(Change::Retire(token)));
+        self.changes.push(Change::Retire(Arc::new(token)));
     }
 
     /// Makes the changes in `cache`. One that the cache does not take is left out, and is the error.
     pub(super) fn apply(&self, cache: &mut TokenCache) -> Result<(), CacheError> {
         let mut result = Ok(());
         for change in &self.changes {
-            match &**change {
+            match change {
                 // However late it comes, it brings back no session that was ended, beside whatever
                 // other session there may be by now.
-                Change::Renew(answer) if !cache.awaits(answer) => {}
-                Change::Renew(answer) => result = result.and(cache.add(answer).map(drop)),
-                Change::Retire(token) => drop(cache.remove_refresh_token(token)),
+                Change::Renew(answer) | Change::KeepInMemory(answer) if !cache.awaits(answer) => {}
+                Change::Renew(answer) | Change::KeepInMemory(answer) => {
+                    result = result.and(cache.add(answer).map(drop));
+                }
+                Change::Retire(token) => cache.retire_refresh_token(token),
             }
         }
         result
+    }
+
+    /// Makes the changes in `cache`, of each answer only that of the refresh token.
+    fn apply_refresh_tokens(&self, cache: &mut TokenCache) -> Result<(), CacheError> {
+        let only = |answer: &Arc<TokenResponse>| answer.refresh_token_only().map(Arc::new);
+        let changes = self.changes.iter().filter_map(|change| match change {
+            Change::Renew(answer) => only(answer).map(Change::Renew),
+            Change::KeepInMemory(_) => None,
+            Change::Retire(token) => Some(Change::Retire(Arc::clone(token))),
+        });
+        Self { changes: changes.collect(), failure: None }.apply(cache)
     }
 
     /// Saves what there is to save. What cannot be saved stays.
@@ -75,10 +98,32 @@ impl Unsaved {
         if self.is_empty() {
             return;
         }
-        match tokens.update(|cache| self.apply(cache)) {
-            Ok(()) => *self = Self::default(),
-            Err(error) => self.failure = Some(Arc::new(error)),
+        let error = match tokens.update(|cache| self.apply(cache)) {
+            Ok(()) => return *self = Self::default(),
+            Err(error) => error,
+        };
+        if !error.is_too_large() {
+            self.failure = Some(Arc::new(error));
+            return;
         }
+        let without_expired = tokens.update(|cache| {
+            self.apply(cache)?;
+            cache.purge_expired(SystemTime::now());
+            Ok(())
+        });
+        if without_expired.is_ok() {
+            return *self = Self::default();
+        }
+        // Access tokens can be had again; the refresh token cannot.
+        if tokens.update(|cache| self.apply_refresh_tokens(cache)).is_ok() {
+            self.changes.retain(|change| !matches!(change, Change::Retire(_)));
+            for change in &mut self.changes {
+                if let Change::Renew(answer) = change {
+                    *change = Change::KeepInMemory(Arc::clone(answer));
+                }
+            }
+        }
+        self.failure = Some(Arc::new(error));
     }
 }
 

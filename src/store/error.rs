@@ -35,6 +35,14 @@ pub enum StoreError {
         path: PathBuf,
     },
 
+    /// A lock was taken by the process that this one was forked from, which has it still.
+    #[error("the cache at {} was locked when this process was forked; open the cache in the child", path.display())]
+    #[non_exhaustive]
+    Forked {
+        /// The lock file.
+        path: PathBuf,
+    },
+
     /// The file was replaced each time before it could be opened.
     #[error("{} is replaced so often that it cannot be read; try again", path.display())]
     #[non_exhaustive]

@@ -1,23 +1,26 @@
 //! A lock file: a lock between the threads of a process, then between processes.
+//!
+//! The system's lock belongs to an open file, which a child that is forked has as well: it is unlocked by
+//! the process that locked it, never by a child, and a child closes the files that it inherited.
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::error::StoreError;
 use crate::deadline;
 use crate::private_file;
+use crate::process::{PerProcess, Process};
 
 /// A lock file: of a cache, or of one of its refresh tokens. It is made when it is first needed, stays
 /// empty and is never removed: whoever removes a lock file lets two processes hold it.
 #[derive(Debug)]
 pub(crate) struct LockFile {
     path: PathBuf,
-    turn: Arc<Turn>,
 }
 
 /// Whose turn it is among the threads of this process. On some file systems a process does not
@@ -55,15 +58,18 @@ impl Queue {
     }
 
     /// Waits for the lock on `file`; `None` after the deadline.
-    fn wait(self: &Arc<Self>, file: File, deadline: Instant) -> Option<io::Result<File>> {
+    ///
+    /// The thread keeps the `turn`, so that everybody who wants the lock meanwhile finds this very queue.
+    fn wait(self: &Arc<Self>, turn: &Arc<Turn>, file: File, deadline: Instant) -> Option<io::Result<File>> {
         let mut place = self.place();
         if let Place::Waiting { is_wanted } = &mut *place {
             *is_wanted = true;
         } else {
-            let queue = Arc::clone(self);
-            let waiting = thread::Builder::new()
-                .name("tokenseal-lock".into())
-                .spawn(move || queue.come_back(file.lock().map(|()| file)));
+            let (queue, turn) = (Arc::clone(self), Arc::clone(turn));
+            let waiting = thread::Builder::new().name("tokenseal-lock".into()).spawn(move || {
+                queue.come_back(file.lock().map(|()| file));
+                drop(turn);
+            });
             if let Err(error) = waiting {
                 return Some(Err(error));
             }
@@ -96,15 +102,64 @@ impl Queue {
     }
 }
 
-/// The turns of all lock files in use, by their path.
-static TURNS: LazyLock<Mutex<HashMap<PathBuf, Weak<Turn>>>> = LazyLock::new(Mutex::default);
+/// What a process knows of lock files.
+#[derive(Debug, Default)]
+struct Locks {
+    /// The turns of all lock files in use, by their path.
+    turns: Mutex<HashMap<PathBuf, Weak<Turn>>>,
+    held: Mutex<Vec<Weak<HeldFile>>>,
+}
+
+/// A file that is locked, until it is taken out.
+type HeldFile = Mutex<Option<File>>;
+
+static LOCKS: PerProcess<Locks> = PerProcess::new(Locks::of_child);
+
+impl Locks {
+    /// A child holds no lock. It closes what it inherited, without waiting for threads that it has not: a
+    /// killed parent's locks are free then.
+    fn of_child(parent: Option<&Self>) -> Self {
+        let held = parent.and_then(|parent| parent.held.try_lock().ok());
+        for file in held.iter().flat_map(|held| held.iter()).filter_map(Weak::upgrade) {
+            drop(file.try_lock().ok().and_then(|mut file| file.take()));
+        }
+        Self::default()
+    }
+}
 
 /// The lock, until it is dropped. A killed process lets go of it as well.
 #[derive(Debug)]
 pub(crate) struct FileLock {
-    // Dropped in this order: the file first, then the turn.
-    _file: File,
+    file: Arc<HeldFile>,
+    process: Process,
+    // Dropped after the file is unlocked.
     _turn: MyTurn,
+}
+
+impl FileLock {
+    fn new(file: File, turn: MyTurn) -> Self {
+        let file = Arc::new(Mutex::new(Some(file)));
+        let mut held = LOCKS.get().held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|file| file.strong_count() > 0);
+        held.push(Arc::downgrade(&file));
+        Self { file, process: Process::current(), _turn: turn }
+    }
+
+    /// Whether it is this process that has it, and not the parent that this one was forked from.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process.is_current()
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // In a child this only closes its copy, if that is still open.
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(file) = file.filter(|_| self.process.is_current()) {
+            // Closing it unlocks it only if no child has a copy.
+            let _ = file.unlock();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -120,15 +175,22 @@ impl Drop for MyTurn {
 impl LockFile {
     /// `path` must be canonical: two paths to one file would be two locks within the process.
     pub(crate) fn new(path: PathBuf) -> Self {
-        let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn turn(&self) -> Arc<Turn> {
+        let mut turns = LOCKS.get().turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(&self.path).and_then(Weak::upgrade) {
+            return turn;
+        }
         turns.retain(|_, turn| turn.strong_count() > 0);
-        let known = turns.get(&path).and_then(Weak::upgrade);
-        let turn = known.unwrap_or_else(|| {
-            let turn = Arc::new(Turn::default());
-            turns.insert(path.clone(), Arc::downgrade(&turn));
-            turn
-        });
-        Self { path, turn }
+        let turn = Arc::new(Turn::default());
+        turns.insert(self.path.clone(), Arc::downgrade(&turn));
+        turn
     }
 
     pub(crate) fn acquire(&self, within: Duration) -> Result<FileLock, StoreError> {
@@ -142,7 +204,7 @@ impl LockFile {
                 Ok(()) => file,
                 Err(TryLockError::Error(source)) => return Err(cannot_lock(source)),
                 // The system queues those who wait fairly and wakes them at once, but knows no deadline.
-                Err(TryLockError::WouldBlock) => match self.turn.queue.wait(file, deadline) {
+                Err(TryLockError::WouldBlock) => match turn.0.queue.wait(&turn.0, file, deadline) {
                     Some(locked) => locked.map_err(cannot_lock)?,
                     None => return Err(timed_out()),
                 },
@@ -150,7 +212,7 @@ impl LockFile {
             // Nothing of ours removes a lock file, but a person or a cleaner may: what is locked then
             // is a file that nobody else can find.
             if private_file::is_at(&file, &self.path) {
-                return Ok(FileLock { _file: file, _turn: turn });
+                return Ok(FileLock::new(file, turn));
             }
             if deadline::left(deadline).is_zero() {
                 return Err(timed_out());
@@ -168,9 +230,7 @@ impl LockFile {
         };
         let file = private_file::open_lock_file(&self.path)?;
         match file.try_lock() {
-            Ok(()) if private_file::is_at(&file, &self.path) => {
-                Ok(Some(FileLock { _file: file, _turn: turn }))
-            }
+            Ok(()) if private_file::is_at(&file, &self.path) => Ok(Some(FileLock::new(file, turn))),
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => {
                 Err(StoreError::CannotLock { path: self.path.clone(), source })
@@ -180,13 +240,17 @@ impl LockFile {
 
     /// Whether this very thread has the lock.
     pub(crate) fn is_mine(&self) -> bool {
-        let holder = self.turn.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        *holder == Some(thread::current().id())
+        let turns = LOCKS.get().turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turns.get(&self.path).and_then(Weak::upgrade);
+        drop(turns);
+        turn.is_some_and(|turn| {
+            *turn.holder.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id())
+        })
     }
 
     fn take_turn(&self, deadline: Instant, timed_out: impl Fn() -> StoreError) -> Result<MyTurn, StoreError> {
-        let me = thread::current().id();
-        let mut holder = self.turn.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        let (me, turn) = (thread::current().id(), self.turn());
+        let mut holder = turn.holder.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(other) = *holder {
             if other == me {
                 return Err(StoreError::Nested { path: self.path.clone() });
@@ -195,10 +259,11 @@ impl LockFile {
             if left.is_zero() {
                 return Err(timed_out());
             }
-            holder = self.turn.freed.wait_timeout(holder, left).unwrap_or_else(PoisonError::into_inner).0;
+            holder = turn.freed.wait_timeout(holder, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         *holder = Some(me);
-        Ok(MyTurn(Arc::clone(&self.turn)))
+        drop(holder);
+        Ok(MyTurn(turn))
     }
 }
 

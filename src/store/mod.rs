@@ -22,7 +22,7 @@ use crate::seal::{HEADER_LEN, SealError};
 /// |---|---|
 /// | `<cache>.sealed` | the sealed record |
 /// | `<cache>.lock` | empty; locked while a change is made, and never removed |
-/// | `.<cache>.<random>.tmp` | the next record, until it is renamed |
+/// | `.<cache>.tmp` | the next record, until it is renamed |
 /// | `<cache>@<hash>.refresh.lock` | empty; locked while a refresh token is used, and never removed |
 /// | `<cache>@<hash>.refresh.note` | who holds that lock, and until when not to try again |
 /// | `<cache>.sealed.aside-<seconds>-<random>` | a record that `reset` set aside |
@@ -39,7 +39,7 @@ pub(crate) struct FileStore {
 /// The lock on the file of a cache.
 #[derive(Debug)]
 pub(crate) struct StoreLock {
-    _lock: FileLock,
+    lock: FileLock,
 }
 
 /// A record that was read, and the file it came from.
@@ -69,7 +69,7 @@ impl FileStore {
 
     /// Waits for the lock: first for the other threads of this process, then for other processes.
     pub(crate) fn lock(&self, within: Duration) -> Result<StoreLock, StoreError> {
-        Ok(StoreLock { _lock: self.lock.acquire(within)? })
+        Ok(StoreLock { lock: self.lock.acquire(within)? })
     }
 
     /// Whether this thread is in the middle of a change.
@@ -132,11 +132,19 @@ impl FileStore {
 
     /// Replaces the record. When this returns, the new one survives a power cut; when it fails, the
     /// old one is untouched, or (where only the last step failed) the new one is in its place.
-    pub(crate) fn replace(&self, _lock: &StoreLock, record: &[u8]) -> Result<Watch, StoreError> {
+    pub(crate) fn replace(&self, lock: &StoreLock, record: &[u8]) -> Result<Watch, StoreError> {
         self.check_size(record.len() as u64)?;
-        self.sweep();
-        let temporary = self.directory.join(format!(".{}.{}.tmp", self.name, random_hex()?));
-        let mut file = private_file::create_new(&temporary)?;
+        self.check_lock(lock)?;
+        let mut temporary = self.directory.join(format!(".{}.tmp", self.name));
+        // What a process that was killed in the middle of a save left behind: under the lock no other save
+        // is under way. It costs the same whatever else is in the directory.
+        let mut file = match private_file::remove(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                temporary = self.directory.join(format!(".{}.{}.tmp", self.name, random_hex()?));
+                private_file::create_new(&temporary)?
+            }
+            _ => private_file::create_new(&temporary)?,
+        };
         let written = file.write_all(record).map_err(failed("write", &temporary));
         let written =
             written.and_then(|()| private_file::sync(&file).map_err(failed("make durable", &temporary)));
@@ -164,7 +172,8 @@ impl FileStore {
     }
 
     /// Renames the file to a name that no cache uses, and gives that name; `None` if there is none.
-    pub(crate) fn set_aside(&self, _lock: &StoreLock) -> Result<Option<PathBuf>, StoreError> {
+    pub(crate) fn set_aside(&self, lock: &StoreLock) -> Result<Option<PathBuf>, StoreError> {
+        self.check_lock(lock)?;
         if !self.is_there()? {
             return Ok(None);
         }
@@ -185,20 +194,12 @@ impl FileStore {
         Ok(private_file::make_rename_durable(&self.path, None)?)
     }
 
-    /// Removes what a process that was killed in the middle of a save left behind. Under the lock no
-    /// other save is under way.
-    fn sweep(&self) {
-        let prefix = format!(".{}.", self.name);
-        let Ok(entries) = fs::read_dir(&self.directory) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let random = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".tmp"));
-            if random
-                .is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))
-            {
-                let _ = fs::remove_file(entry.path());
-            }
+    /// A child that was forked in the middle of a change has not got the lock.
+    fn check_lock(&self, lock: &StoreLock) -> Result<(), StoreError> {
+        if lock.lock.is_of_this_process() {
+            return Ok(());
         }
+        Err(StoreError::Forked { path: self.lock.path().to_owned() })
     }
 }
 

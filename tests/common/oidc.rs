@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use oauth2::basic::{BasicClient, BasicErrorResponseType, BasicTokenResponse};
+use oauth2::basic::{BasicClient, BasicTokenResponse};
 use oauth2::{
-    ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, RefreshToken, RequestTokenError, Scope,
+    ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, Scope,
     StandardDeviceAuthorizationResponse, TokenUrl,
 };
-use tokenseal::{AccessTokenQuery, Account, PersistedTokenCache, RefreshFailure, Secret, TokenResponse};
+use tokenseal::{AccessTokenQuery, Account, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse};
 
 pub(crate) const CLIENT: &str = "tokenseal-tests";
 pub(crate) const REALM: &str = "main";
@@ -157,7 +157,7 @@ pub(crate) fn account(url: &str) -> Account {
 }
 
 pub(crate) fn wanted(url: &str) -> AccessTokenQuery {
-    AccessTokenQuery::new(CLIENT).account(&account(url)).scopes(["read"])
+    AccessTokenQuery::new(CLIENT).account(&account(url)).scopes(["openid", "read"])
 }
 
 fn described(answer: &BasicTokenResponse, url: &str) -> TokenResponse {
@@ -200,16 +200,16 @@ fn http(request: oauth2::HttpRequest) -> Result<oauth2::HttpResponse, ureq::Erro
     Ok(oauth2::HttpResponse::from_parts(parts, body.read_to_vec()?))
 }
 
-/// Sends a refresh token, as a program would with this client.
-pub(crate) fn refresh(url: &str, refresh_token: &Secret) -> Result<TokenResponse, RefreshFailure> {
-    let refresh_token = RefreshToken::new(refresh_token.expose().to_owned());
-    match client(url).exchange_refresh_token(&refresh_token).request(&http) {
-        Ok(answer) => Ok(TokenResponse::from_serialize(&answer)?),
-        Err(RequestTokenError::ServerResponse(refusal)) => match refusal.error() {
-            BasicErrorResponseType::InvalidGrant => Err(RefreshFailure::rejected("invalid_grant")),
-            other => Err(RefreshFailure::transient(other.to_string())),
-        },
-        // Its own texts may quote the answer.
-        Err(_) => Err(RefreshFailure::transient("no answer, or one that cannot be read")),
-    }
+/// Makes a refresh, as a program would with any HTTP client.
+pub(crate) fn refresh(url: &str, call: &RefreshCall) -> Result<TokenResponse, RefreshFailure> {
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let answer = agent
+        .post(format!("{url}/token"))
+        .content_type("application/x-www-form-urlencoded")
+        .send(call.form().expose())
+        .map_err(RefreshFailure::transient)?;
+    let (parts, mut body) = answer.into_parts();
+    let body = body.read_to_vec().map_err(RefreshFailure::transient)?;
+    let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    call.answer(parts.status.as_u16(), header("content-type"), header("retry-after"), body)
 }

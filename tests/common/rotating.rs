@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use tokenseal::{AccessTokenQuery, PersistedTokenCache, RefreshFailure, Secret, TokenCache, TokenResponse};
+use tokenseal::{
+    AccessTokenQuery, PersistedTokenCache, RefreshCall, RefreshFailure, TokenCache, TokenResponse,
+};
 
 use super::{CLIENT, ENVIRONMENT, account};
 
@@ -93,12 +95,18 @@ impl Rotating {
     /// The function to hand to `acquire`.
     pub(crate) fn call(
         self: &Arc<Self>,
-    ) -> impl FnMut(Secret) -> Result<TokenResponse, RefreshFailure> + Send + 'static {
+    ) -> impl FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static {
         let provider = Arc::clone(self);
-        move |refresh_token| provider.refresh(refresh_token.expose())
+        move |call| provider.refresh(&call)
     }
 
-    pub(crate) fn refresh(&self, refresh_token: &str) -> Result<TokenResponse, RefreshFailure> {
+    /// Answers a request for the scopes of `call`.
+    pub(crate) fn refresh(&self, call: &RefreshCall) -> Result<TokenResponse, RefreshFailure> {
+        let answer = self.refresh_with(call.refresh_token().expose())?;
+        Ok(answer.requested_scopes(call.scopes()))
+    }
+
+    pub(crate) fn refresh_with(&self, refresh_token: &str) -> Result<TokenResponse, RefreshFailure> {
         let mut state = self.state.lock().unwrap();
         state.calls += 1;
         state.running += 1;
@@ -184,7 +192,7 @@ pub(crate) fn kept(cache: &PersistedTokenCache) -> Vec<String> {
 }
 
 /// A call that must not be made.
-pub(crate) fn never() -> impl FnMut(Secret) -> Result<TokenResponse, RefreshFailure> + Send + 'static {
+pub(crate) fn never() -> impl FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static {
     // A panic would count as a failed call, and some tests expect one.
     |_| {
         eprintln!("no call was to be made");

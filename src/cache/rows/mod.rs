@@ -5,6 +5,7 @@ mod slots;
 mod tests;
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
 use super::fields::{Field, Fields, Shape};
 use super::index::Index;
@@ -88,11 +89,16 @@ struct Section {
     rows: Vec<RowId>,
 }
 
+/// More rows than this of one user are looked up by their realm.
+const MANY: usize = 32;
+
 /// What the index is asked for.
 #[derive(Debug, Clone, Copy, Hash)]
 pub(crate) enum Lookup<'a> {
     /// The rows of this `home_account_id`.
     Owner(Kind, &'a str),
+    /// Of these, the credentials of a client in a realm.
+    OwnerInRealm(Kind, &'a str, &'a str, &'a str),
     /// The access tokens of an application itself.
     App(&'a str),
     /// The same, in one realm and with this extended cache key.
@@ -144,12 +150,15 @@ pub(crate) struct Rows {
     /// The rows by map key and by identity: only adding asks for that, so it is made by the first
     /// one that does.
     slots: Option<Index>,
+    /// The credentials of users by client and realm: made by the first lookup that meets a user with many.
+    by_realm: OnceLock<Index>,
     dead_rows: usize,
 }
 
 impl Rows {
     /// Reads the JSON text of a unified cache and keeps it. Empty text is an empty cache.
     pub(crate) fn parse(json: SecretBytes) -> Result<Self, Unreadable> {
+        let json = json_text::without_byte_order_mark(json);
         if u32::try_from(json.len()).is_err() {
             return Err(Unreadable::TooLarge);
         }
@@ -249,20 +258,53 @@ impl Rows {
         }
         hashes[2] = match kind {
             Kind::AppMetadata => hash(Lookup::Client(&text(Field::ClientId))),
-            Kind::Account => self.username_hash(fields),
+            Kind::Account => Some(self.username_hash(fields)),
             _ => None,
         };
         hashes
     }
 
-    fn username_hash(&self, fields: &Fields<'_>) -> Option<u64> {
-        let username = fields.text(Field::Username)?;
-        Some(self.index.hash(&Lookup::Username(&username.to_lowercase())))
+    fn username_hash(&self, fields: &Fields<'_>) -> u64 {
+        let username = fields.text(Field::Username).unwrap_or_default();
+        self.index.hash(&Lookup::Username(&username.to_lowercase()))
     }
 
     /// The rows that the index gives for `lookup`. Their fields must still be compared.
     pub(crate) fn candidates(&self, lookup: Lookup<'_>) -> impl Iterator<Item = RowId> {
-        self.index.rows(self.index.hash(&lookup)).filter(|&row| self.rows[row as usize].live)
+        let (index, hash) = self.index_for(lookup);
+        index.rows(hash).filter(|&row| self.rows[row as usize].live)
+    }
+
+    fn index_for(&self, lookup: Lookup<'_>) -> (&Index, u64) {
+        if let Lookup::OwnerInRealm(kind, owner, ..) = lookup {
+            let of_owner = self.index.hash(&Lookup::Owner(kind, owner));
+            if self.index.rows(of_owner).nth(MANY).is_none() {
+                return (&self.index, of_owner);
+            }
+            let index = self.by_realm.get_or_init(|| self.index_by_realm());
+            return (index, index.hash(&lookup));
+        }
+        (&self.index, self.index.hash(&lookup))
+    }
+
+    fn index_by_realm(&self) -> Index {
+        let mut index = Index::default();
+        for kind in [Kind::AccessToken, Kind::IdToken] {
+            self.all(kind).for_each(|row| self.enter_realm(&mut index, kind, row));
+        }
+        index
+    }
+
+    fn enter_realm(&self, index: &mut Index, kind: Kind, row: RowId) {
+        if !matches!(kind, Kind::AccessToken | Kind::IdToken) {
+            return;
+        }
+        let fields = self.fields(row);
+        let text = |field| fields.text(field).unwrap_or_default();
+        let (owner, client, realm) = (text(Field::HomeAccountId), text(Field::ClientId), text(Field::Realm));
+        if !owner.is_empty() {
+            index.insert(index.hash(&Lookup::OwnerInRealm(kind, &owner, &client, &realm)), row);
+        }
     }
 
     /// All rows of a kind, in their order.
@@ -321,14 +363,16 @@ impl Rows {
             self.enter_slots(&mut slots, kind, row);
             self.slots = Some(slots);
         }
+        if let Some(mut by_realm) = self.by_realm.take() {
+            self.enter_realm(&mut by_realm, kind, row);
+            self.by_realm = by_realm.into();
+        }
     }
 
     /// Puts new text in the place of a row; what the row is looked up by must be the same, save for
     /// an account's user name.
     pub(crate) fn replace(&mut self, kind: Kind, row: RowId, text: RowText) {
-        let username = |fields: &Fields<'_>| {
-            if kind == Kind::Account { self.username_hash(fields) } else { None }
-        };
+        let username = |fields: &Fields<'_>| (kind == Kind::Account).then(|| self.username_hash(fields));
         let old_username = username(&self.fields(row));
         let new_username = username(&Fields::read(text.value()));
         let new = self.keep_text(text);

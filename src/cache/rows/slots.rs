@@ -33,6 +33,7 @@ impl Rows {
             realm: &realm,
             target: &target,
             ext_cache_key: ext_cache_key.as_deref(),
+            issuer: None,
         };
         slots.insert(identity.hash(kind, slots), row);
     }

@@ -1,0 +1,162 @@
+//! What an error code of a token endpoint means.
+
+/// What is to be done about an error code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The refresh token is not taken, or may do for another request only.
+    InvalidGrant,
+    /// The user must sign in, or be asked something.
+    UserIsNeeded,
+    /// The same request may succeed later.
+    Later,
+    /// The request is wrong, and would be wrong again.
+    RequestIsWrong,
+}
+
+/// The user must be asked, or the session is over: OpenID Connect Core section 3.1.2.6, RFC 9470 section
+/// 3, and what providers add. As in [`plain`], without separators.
+const USER_IS_NEEDED: [&str; 31] = [
+    "interactionrequired",
+    "loginrequired",
+    "consentrequired",
+    "accountselectionrequired",
+    "unmetauthenticationrequirements",
+    "insufficientuserauthentication",
+    // Auth0, Okta, Cognito and others.
+    "mfarequired",
+    "mfaenrollmentrequired",
+    "multifactorauthrequired",
+    "reauthrequired",
+    "reauthenticationrequired",
+    "reauthenticationneeded",
+    "authenticationrequired",
+    "passwordchangerequired",
+    "passwordexpired",
+    "passwordresetrequired",
+    "verificationrequired",
+    "stepuprequired",
+    // Google.
+    "invalidrapt",
+    "raptrequired",
+    // Slack, Supabase, MCP servers.
+    "tokenrevoked",
+    "tokenexpired",
+    "expiredtoken",
+    "invalidtoken",
+    "badtoken",
+    "invalidauth",
+    "notauthed",
+    "accountinactive",
+    "sessionnotfound",
+    "sessionexpired",
+    "usersessionexpired",
+];
+
+/// RFC 6749 section 4.1.2.1, RFC 8628 section 3.5, and what providers add.
+const LATER: [&str; 14] = [
+    "temporarilyunavailable",
+    "servererror",
+    "slowdown",
+    "authorizationpending",
+    "internalerror",
+    "internalservererror",
+    "serviceunavailable",
+    "serverbusy",
+    "unavailable",
+    "requesttimeout",
+    "timeout",
+    "tryagainlater",
+    "fatalerror",
+    // RFC 9449 section 8: with the nonce that came along the request succeeds.
+    "usedpopnonce",
+];
+
+/// What is in every spelling of "too many requests".
+const TOO_MANY: [&str; 5] = ["ratelimit", "toomanyrequests", "toomanyattempts", "throttl", "quotaexceeded"];
+
+/// What an error code means. Case and separators do not count: `RateLimited` is `rate_limited`.
+pub(super) fn of(code: &str) -> Meaning {
+    let code = plain(code);
+    if code == "invalidgrant" {
+        Meaning::InvalidGrant
+    } else if LATER.contains(&code.as_str()) || TOO_MANY.iter().any(|part| code.contains(part)) {
+        Meaning::Later
+    } else if USER_IS_NEEDED.contains(&code.as_str()) || is_about_the_refresh_token(&code) {
+        Meaning::UserIsNeeded
+    } else {
+        Meaning::RequestIsWrong
+    }
+}
+
+/// `bad_refresh_token`, `refresh_token_reused`, `invalid_refresh_token` and the like.
+fn is_about_the_refresh_token(code: &str) -> bool {
+    code.contains("refreshtoken") && !code.contains("unsupported") && !code.contains("missing")
+}
+
+fn plain(code: &str) -> String {
+    code.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_mean_the_same_in_every_spelling() {
+        for (codes, meaning) in [
+            (&["invalid_grant", "INVALID_GRANT", "InvalidGrant"][..], Meaning::InvalidGrant),
+            (
+                &[
+                    "interaction_required",
+                    "login_required",
+                    "consent_required",
+                    "mfa_required",
+                    "unmet_authentication_requirements",
+                    "bad_refresh_token",
+                    "refresh_token_reused",
+                    "invalid_refresh_token",
+                    "refresh_token_not_found",
+                    "RefreshTokenExpired",
+                    "token_revoked",
+                    "invalid_rapt",
+                ],
+                Meaning::UserIsNeeded,
+            ),
+            (
+                &[
+                    "temporarily_unavailable",
+                    "server_error",
+                    "slow_down",
+                    "authorization_pending",
+                    "rate_limited",
+                    "ratelimited",
+                    "rate_limit_exceeded",
+                    "RateLimitExceeded",
+                    "over_request_rate_limit",
+                    "too_many_requests",
+                    "request_throttled",
+                    "use_dpop_nonce",
+                ],
+                Meaning::Later,
+            ),
+            (
+                &[
+                    "invalid_target",
+                    "invalid_resource",
+                    "invalid_scope",
+                    "invalid_client",
+                    "admin_policy_enforced",
+                    "access_denied",
+                    "unsupported_grant_type",
+                    "missing_refresh_token",
+                    "E0000011",
+                ],
+                Meaning::RequestIsWrong,
+            ),
+        ] {
+            for code in codes {
+                assert_eq!(of(code), meaning, "{code}");
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The request that a call to the token endpoint makes, and what its answer means.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use super::failure::RefreshFailure;
+use crate::cache::{ErrorResponse, TokenResponse, append_to_form, form_to_json, is_microsoft};
+use crate::secret::{Secret, SecretBytes};
+
+/// A refresh to make (RFC 6749 section 6): what the function given to `acquire` is called with.
+///
+/// [`form`](Self::form) is the body to send, and [`answer`](Self::answer) says what came of it. A program
+/// with an OAuth client of its own takes the parts instead, and returns a
+/// [`TokenResponse`] or a [`RefreshFailure`] itself.
+///
+/// ```
+/// use tokenseal::{RefreshCall, RefreshFailure, TokenResponse};
+/// # struct Answer { status: u16, content_type: Option<&'static str>, retry_after: Option<&'static str>, body: &'static str }
+/// # fn post(_: &str) -> std::io::Result<Answer> {
+/// #     Ok(Answer { status: 200, content_type: None, retry_after: None, body: "{}" }) }
+///
+/// fn refresh(call: RefreshCall) -> Result<TokenResponse, RefreshFailure> {
+///     // `post` sends it with any HTTP client, as `application/x-www-form-urlencoded`.
+///     let answer = post(call.form().expose()).map_err(RefreshFailure::transient)?;
+///     call.answer(answer.status, answer.content_type, answer.retry_after, answer.body)
+/// }
+/// ```
+#[non_exhaustive]
+pub struct RefreshCall {
+    pub(super) refresh_token: Secret,
+    pub(super) client_id: String,
+    pub(super) environment: String,
+    pub(super) realm: Option<String>,
+    pub(super) scopes: Vec<String>,
+    pub(super) claims: Option<String>,
+    pub(super) token_endpoint: Option<String>,
+    /// A token's life counts from before the call: the machine may sleep between the answer and here.
+    pub(super) began: SystemTime,
+    /// Whether the form was made, so that these scopes are what was sent.
+    pub(super) has_sent_scopes: AtomicBool,
+}
+
+impl RefreshCall {
+    /// The refresh token to send.
+    pub fn refresh_token(&self) -> &Secret {
+        &self.refresh_token
+    }
+
+    /// The client that asks.
+    pub fn client_id(&self) -> &str {
+        &self.client_id
+    }
+
+    /// The identity provider's host.
+    pub fn environment(&self) -> &str {
+        &self.environment
+    }
+
+    /// The realm (tenant) that a token is wanted for, as far as the request or the cache says.
+    pub fn realm(&self) -> Option<&str> {
+        self.realm.as_deref()
+    }
+
+    /// The scopes that are wanted. A program that sends them by itself says so by
+    /// [`TokenResponse::requested_scopes`]; otherwise an answer without `scope` counts as one for the scopes
+    /// of the sign-in.
+    pub fn scopes(&self) -> &[String] {
+        &self.scopes
+    }
+
+    /// The claims that are wanted, as JSON (`AcquireRequest::claims`).
+    pub fn claims(&self) -> Option<&str> {
+        self.claims.as_deref()
+    }
+
+    /// The URL of the token endpoint, where it is known: as the request named it, or at Microsoft's hosts.
+    pub fn token_endpoint(&self) -> Option<&str> {
+        self.token_endpoint.as_deref()
+    }
+
+    /// The request body, `application/x-www-form-urlencoded`: the grant type, the client id, the refresh
+    /// token, and the scopes and claims if there are any. A confidential client adds its authentication
+    /// (RFC 6749 section 2.3).
+    pub fn form(&self) -> Secret {
+        let scopes = self.scopes.join(" ");
+        let length = self.refresh_token.expose().len() + scopes.len();
+        let mut form = SecretBytes::with_capacity(3 * (length + self.client_id.len()) + 256);
+        let mut append = |name, value: &str| append_to_form(&mut form, name, value);
+        append("grant_type", "refresh_token");
+        append("client_id", &self.client_id);
+        append("refresh_token", self.refresh_token.expose());
+        if !scopes.is_empty() {
+            append("scope", &scopes);
+            self.has_sent_scopes.store(true, Ordering::Relaxed);
+        }
+        if let Some(claims) = &self.claims {
+            append("claims", claims);
+        }
+        if is_microsoft(&self.environment) {
+            append("client_info", "1");
+        }
+        form.into_secret()
+    }
+
+    /// Says what came of the request: tokens, or why there are none.
+    ///
+    /// `content_type` and `retry_after` are the headers of that name, as they came; `Retry-After` may be a
+    /// number of seconds or a date. The body is JSON or form-encoded.
+    ///
+    /// # Errors
+    /// [`RefreshFailure`] if the answer is an error, of whatever status, or holds no token.
+    pub fn answer(
+        &self,
+        status: u16,
+        content_type: Option<&str>,
+        retry_after: Option<&str>,
+        body: impl Into<SecretBytes>,
+    ) -> Result<TokenResponse, RefreshFailure> {
+        let body = body.into();
+        let body = if is_form(content_type, &body) { form_to_json(&body).unwrap_or(body) } else { body };
+        let failed = |failure: RefreshFailure| match retry_after.and_then(delay) {
+            Some(delay) => failure.retry_after(delay),
+            None => failure,
+        };
+        if !(200..300).contains(&status) {
+            return Err(failed(RefreshFailure::from_error_response(status, body)));
+        }
+        let mut response = TokenResponse::from_json(body).map_err(|error| failed(error.into()))?;
+        if !response.body.has_tokens() {
+            return Err(failed(match ErrorResponse::in_success(&response.body) {
+                Some(error) => RefreshFailure::classified(status, error),
+                None => crate::cache::CacheError::NoTokens.into(),
+            }));
+        }
+        response.received_at = Some(self.began);
+        if self.has_sent_scopes.load(Ordering::Relaxed) {
+            response.requested_scopes.clone_from(&self.scopes);
+        }
+        Ok(response)
+    }
+}
+
+impl fmt::Debug for RefreshCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RefreshCall")
+            .field("client_id", &self.client_id)
+            .field("environment", &self.environment)
+            .field("realm", &self.realm)
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a body is a form: so it says, or it is no JSON and has the members of one.
+fn is_form(content_type: Option<&str>, body: &SecretBytes) -> bool {
+    let media_type = content_type.and_then(|named| named.split(';').next()).unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        // Some servers say so of JSON.
+        return !begins_like_json(body);
+    }
+    let has = |name: &str| {
+        let text = body.expose();
+        text.starts_with(name.as_bytes())
+            || text.windows(name.len() + 1).any(|part| part[0] == b'&' && part[1..] == *name.as_bytes())
+    };
+    let is_json = media_type.to_ascii_lowercase().contains("json");
+    !is_json && !begins_like_json(body) && (has("access_token=") || has("error="))
+}
+
+fn begins_like_json(body: &SecretBytes) -> bool {
+    let text = body.expose();
+    let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
+    text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110 section 10.2.3).
+fn delay(header: &str) -> Option<Duration> {
+    let header = header.trim();
+    if let Ok(seconds) = header.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(header).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::failure::Reason;
+    use super::*;
+
+    fn call(environment: &str) -> RefreshCall {
+        RefreshCall {
+            refresh_token: Secret::from("r/t+1"),
+            client_id: "my app".into(),
+            environment: environment.into(),
+            realm: None,
+            scopes: vec!["read".into(), "write".into()],
+            claims: None,
+            token_endpoint: None,
+            began: SystemTime::now() - Duration::from_secs(10),
+            has_sent_scopes: AtomicBool::new(false),
+        }
+    }
+
+    #[test]
+    fn the_form_has_what_the_standard_asks_for() {
+        let plain = "grant_type=refresh_token&client_id=my+app&refresh_token=r%2Ft%2B1&scope=read+write";
+        assert_eq!(call("idp.example").form().expose(), plain);
+        let with_claims =
+            RefreshCall { claims: Some(r#"{"a":1}"#.into()), ..call("login.microsoftonline.com") };
+        assert_eq!(with_claims.form().expose(), format!("{plain}&claims=%7B%22a%22%3A1%7D&client_info=1"));
+        let without_scopes = RefreshCall { scopes: Vec::new(), ..call("idp.example") };
+        assert!(!without_scopes.form().expose().contains("scope"));
+        assert!(!without_scopes.has_sent_scopes.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn an_answer_without_scopes_has_those_that_were_sent() {
+        let call = call("idp.example");
+        let body = r#"{"access_token":"at","expires_in":60}"#;
+        let answer = |call: &RefreshCall| call.answer(200, None, None, body).unwrap();
+        assert_eq!(answer(&call).granted(), None, "nothing was sent from here");
+        let _form = call.form();
+        assert_eq!(answer(&call).granted().as_deref(), Some("read write"));
+        assert_eq!(answer(&call).received_at, Some(call.began));
+    }
+
+    #[test]
+    fn forms_are_read_whatever_they_are_called() {
+        let answer = |content_type, body: &str| {
+            call("idp.example").answer(200, content_type, None, body).unwrap().access_token().unwrap()
+        };
+        let form = "access_token=a%20t&scope=read&token_type=bearer";
+        for content_type in [
+            Some("application/x-www-form-urlencoded; charset=utf-8"),
+            Some("text/plain"),
+            Some("text/html"),
+            None,
+        ] {
+            assert_eq!(answer(content_type, form).expose(), "a t", "{content_type:?}");
+        }
+        let json = "\u{feff} {\"access_token\":\"a&access_token=b\"}";
+        assert_eq!(answer(Some("application/x-www-form-urlencoded"), json).expose(), "a&access_token=b");
+        let error = "error=bad_refresh_token&error_description=The+refresh+token";
+        let failure = call("idp.example").answer(200, Some("application/x-www-form-urlencoded"), None, error);
+        assert!(failure.unwrap_err().is_rejected());
+        assert!(
+            call("idp.example").answer(400, None, None, "error=invalid_grant").unwrap_err().is_rejected()
+        );
+        assert!(call("idp.example").answer(200, Some("text/html"), None, "<html>").is_err());
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let asked = |header: &str| {
+            let failure = call("idp.example").answer(503, None, Some(header), "").unwrap_err();
+            let Reason::Transient { retry_after, .. } = failure.0 else { panic!("{failure:?}") };
+            retry_after
+        };
+        assert_eq!(asked(" 7 "), Some(Duration::from_secs(7)));
+        let in_a_minute = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        assert!((Duration::from_secs(55)..=Duration::from_secs(60)).contains(&asked(&in_a_minute).unwrap()));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(asked("soon"), None);
+    }
+
+    #[test]
+    fn answers_without_a_token_are_failures() {
+        let transient = |body: &str| {
+            let failure = call("idp.example").answer(200, Some("application/json"), None, body).unwrap_err();
+            matches!(failure.0, Reason::Transient { .. })
+        };
+        for body in ["{}", "", "<html>", r#"{"access_token":""}"#, r#"{"ok":false}"#, r#"{"scope":"read"}"#] {
+            assert!(transient(body), "{body}");
+        }
+        for body in [r#"{"error":"bad_refresh_token"}"#, r#"{"ok":false,"error":"invalid_scope"}"#] {
+            assert!(!transient(body), "{body}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        assert!(!format!("{:?}", call("idp.example")).contains("r/t"));
+    }
+}

@@ -73,6 +73,19 @@
 //! | `home_account_id: null` finds Python's app tokens only | null, empty and missing are one |
 //! | a token bound to a key is returned to a query that names none | only to a query that names the key |
 //! | user tokens without an account are stored without an owner | that is an error: name the account |
+//! | a response without a token, or that is an error, writes a row | that is an error, and nothing is written |
+//! | a response that names no client or no environment is stored where nobody finds it | that is an error |
+//! | two issuers on one host (Keycloak's realms, Okta's servers) with one `sub` are one user | where there is no `client_info`, the rows have one more member, `iss`, and a second issuer a key of its own |
+//! | B2C users without `client_info` are told apart by `sub`, which may be one text for all | by `oid` and policy |
+//! | the answer to a refresh may be about another user | it is compared (OpenID Connect Core section 12.2), and refused |
+//! | the row of a refresh token does not say that the program named its account | it has one more member, `home_account_id_source`, and is not compared |
+//! | a sign-in without a refresh token leaves the old one as it was | its `last_modification_time` is that of the sign-in |
+//! | a token that does not say how long it lives expires after 600 seconds | one of a user with no refresh token, in the response or the cache, has no end |
+//! | an `expires_in` of zero or less replaces a living token | it replaces none that lives |
+//! | an `expires_in`, `refresh_in` or `scope` that cannot be read is an error | it counts as absent; lists of scopes, milliseconds and dates with a zone are read |
+//! | a token that was cached in the future is returned | one from more than five minutes ahead is not fresh |
+//! | scopes are compared as they are | without `offline_access`; without `openid profile email` where there is an id token; at Microsoft without regard to case; Google's long forms and GitHub's commas are read |
+//! | a user without `preferred_username` and `upn` has no name | `email`, `emails`, `unique_name`, `name` or `sub` is shown; the row is the same |
 //! | rows whose ids, realms, client ids or scopes differ in case only, or join to one key, overwrite each other | each has a row of its own |
 //! | a refresh without an `id_token` is stored without an owner | the owner of the refresh token that was sent is taken |
 //! | a silent refresh fills an empty cache | it adds nothing where the account is not known |
@@ -80,7 +93,8 @@
 //! | an empty claim hides the one to fall back to | it counts as absent |
 //! | `client_info` without `utid` or with a number in it is used as it is | both must be text, or the `id_token` counts |
 //! | `id_token_claims` (from a broker) are read | only the `id_token` is |
-//! | odd numbers (`"3600.7"`, null) in a response are errors | they are read, or count as absent; `true` is an error |
+//! | odd numbers (`"3600.7"`, null) in a response are errors | they are read, or count as absent |
+//! | a rejected refresh token stays | one that is surely dead is removed, from the row of the client that sent it |
 //! | rows of other SDKs are doubled, and stay at a sign-out | they are renewed in place, and removed |
 //! | a rotated refresh token is replaced in one row | in every row that holds it |
 //! | signing out leaves rows under aliases of the environment, or without one | they go too |

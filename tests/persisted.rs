@@ -562,3 +562,40 @@ fn a_hung_key_store_costs_each_reader_its_deadline_and_no_more() {
     keys.hangs(false);
     assert!(cache.accounts().unwrap().is_empty());
 }
+
+/// R22: a copy of the directory is another cache, whatever the original does.
+#[test]
+fn a_copied_directory_is_not_taken_for_a_rolled_back_one() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    cache.add(&response("alice", "read")).unwrap();
+    let copy = bench.base.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    #[cfg(unix)]
+    fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    fs::copy(bench.file(), copy.join("default.sealed")).unwrap();
+    for number in 0..3 {
+        cache.add(&response("alice", &number.to_string())).unwrap();
+    }
+    let copied = bench.builder().directory(&copy).open().unwrap();
+    assert!(has(&copied, "alice", "read") && !has(&copied, "alice", "2"));
+    // The original is watched as before.
+    let old = fs::read(bench.file()).unwrap();
+    cache.add(&response("alice", "more")).unwrap();
+    replace(&bench, &old);
+    assert!(cache.accounts().unwrap_err().is_rolled_back());
+}
+
+/// R24: what is on disk is saved.
+#[test]
+fn after_a_durable_change_nothing_counts_as_unsaved() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    cache.add(&response("alice", "read")).unwrap();
+    assert!(!cache.read(TokenCache::has_state_changed).unwrap());
+    cache.remove_account(&account("alice")).unwrap();
+    assert!(!cache.read(TokenCache::has_state_changed).unwrap());
+    let other = bench.open();
+    other.add(&response("bob", "read")).unwrap();
+    assert!(!cache.read(TokenCache::has_state_changed).unwrap());
+}

@@ -675,3 +675,125 @@ fn what_a_sign_out_elsewhere_removed_is_not_served_from_memory_while_the_file_ca
     }
     keys.hangs(false);
 }
+
+/// R9: what has expired makes room; and where it does not, the refresh token alone is saved.
+#[test]
+fn a_full_cache_gives_up_access_tokens_before_a_refresh_token() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let full = bench.builder().size_limit(20_000).open().unwrap();
+    sign_in_expired(&full);
+    let mut number = 0;
+    while full
+        .add(&signed_in("original", &format!("{number}-{}", "x".repeat(100)), r#","expires_in":0"#))
+        .is_ok()
+    {
+        number += 1;
+    }
+    assert!(number > 3, "it is full of expired tokens");
+    let scope = "y".repeat(600);
+    let acquired = full.acquire(&wanted(&scope), provider.call()).unwrap();
+    assert!(acquired.is_persisted(), "{:?}", acquired.save_failure());
+    let is_saved = |tokens: &TokenCache| {
+        (tokens.access_tokens().count(), tokens.refresh_tokens().any(|token| token.expose() == "rotated-1"))
+    };
+    assert_eq!(bench.open().read(is_saved).unwrap(), (1, true));
+
+    let long_token = answer(&format!(
+        r#"{{"access_token":"{}","refresh_token":"kept","expires_in":3600}}"#,
+        "x".repeat(20_000)
+    ));
+    provider.next(long_token);
+    let acquired = full.acquire(&wanted("second"), provider.call()).unwrap();
+    assert!(!acquired.is_persisted() && acquired.save_failure().unwrap().is_too_large());
+    let saved = |tokens: &TokenCache| tokens.refresh_tokens().any(|token| token.expose() == "kept");
+    assert!(bench.open().read(saved).unwrap(), "the refresh token alone is saved");
+    // It is served from memory, the lock is free, and nothing is at risk.
+    assert_eq!(full.acquire(&wanted("second"), never()).unwrap().token().expose(), acquired.token().expose());
+    drop(bench.open().refresh_guard(&query(), SHORT).unwrap());
+    full.settle(SHORT).unwrap();
+}
+
+/// R8: after a failed save nobody sends the old token again.
+#[test]
+fn what_a_guard_cannot_save_is_kept_with_the_lock_and_saved_later() {
+    let bench = Bench::new();
+    let cache = bench.builder().lock_timeout(Duration::from_millis(20)).open().unwrap();
+    sign_in_expired(&cache);
+    let mut guard = cache.refresh_guard(&query(), SHORT).unwrap();
+    assert_eq!(guard.refresh_token().unwrap().expose(), "original");
+    let blocked = Blocked::new(&bench);
+    let json = r#"{"access_token":"at","refresh_token":"rotated","expires_in":3600,"scope":"read"}"#;
+    let error = guard.save(TokenResponse::from_json(json).unwrap()).unwrap_err();
+    assert!(matches!(error, AcquireError::NotSaved { .. }), "{error:?}");
+    drop(guard);
+    let acquired = cache.acquire(&wanted("read"), never()).unwrap();
+    assert_eq!((acquired.token().expose(), acquired.is_persisted()), ("at", false));
+    assert!(cache.refresh_guard(&query(), SHORT).is_err(), "nobody may send the old one");
+    assert!(matches!(cache.settle(SHORT), Err(AcquireError::NotSaved { .. })));
+    drop(blocked);
+    cache.settle(Duration::from_secs(20)).unwrap();
+    assert_eq!(kept(&bench.open()), ["rotated"]);
+    drop(bench.open().refresh_guard(&query(), SHORT).unwrap());
+}
+
+#[test]
+fn a_guard_saves_and_remembers_for_all() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let mut guard = cache.refresh_guard(&query(), SHORT).unwrap();
+    // The answer says nothing of its account, its client or where it comes from.
+    let json = r#"{"access_token":"at","refresh_token":"rotated","expires_in":3600,"scope":"read"}"#;
+    let added = guard.save(TokenResponse::from_json(json).unwrap()).unwrap();
+    assert_eq!(added.account().unwrap().home_account_id(), "alice");
+    assert_eq!(guard.refresh_token().unwrap().expose(), "rotated", "what is to be sent next");
+    assert_eq!(
+        (kept(&bench.open()), cache.acquire(&wanted("read"), never()).unwrap().origin()),
+        (vec!["rotated".to_owned()], Origin::Cache)
+    );
+    // An outage holds up everybody, guards too.
+    let error = guard.rejected(RefreshFailure::transient("down").retry_after(Duration::from_secs(30)));
+    assert!(error.is_transient() && error.retry_after().is_some());
+    drop(guard);
+    for cache in [&cache, &bench.open()] {
+        assert!(cache.refresh_guard(&query(), SHORT).unwrap_err().retry_after().is_some());
+        assert!(cache.acquire(&wanted("write"), never()).unwrap_err().is_transient());
+    }
+    // A sign-in ends it. A token that is surely dead is removed, another one stays.
+    for (failure, left) in [
+        (RefreshFailure::rejected("invalid_grant").sub_error("device_authentication_failed"), 1),
+        (RefreshFailure::rejected("invalid_grant"), 0),
+    ] {
+        cache.add(&signed_in("another", "read", r#","expires_in":0"#)).unwrap();
+        let mut guard = cache.refresh_guard(&query(), SHORT).unwrap();
+        assert!(guard.rejected(failure).is_sign_in_required());
+        drop(guard);
+        assert_eq!(kept(&bench.open()).len(), left);
+        let again = bench.open().refresh_guard(&query(), SHORT);
+        assert_eq!(
+            again.is_err_and(|error| error.is_sign_in_required()),
+            left == 1,
+            "it is not sent again at once"
+        );
+    }
+}
+
+/// R3: a caller whose own call is under way does not leave it alone.
+#[test]
+fn whoever_leads_waits_for_its_own_call_however_short_its_patience_with_others() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let slow = {
+        let mut call = provider.call();
+        move |request| {
+            thread::sleep(3 * SHORT);
+            call(request)
+        }
+    };
+    let query = wanted("read");
+    let acquired =
+        cache.acquire(AcquireRequest::new(&query).wait_timeout(Duration::from_millis(10)), slow).unwrap();
+    assert_eq!(acquired.token().expose(), "renewed-1");
+    assert_eq!(kept(&bench.open()), ["rotated-1"], "saved before it returned");
+}

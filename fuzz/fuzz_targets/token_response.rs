@@ -7,7 +7,12 @@ use libfuzzer_sys::fuzz_target;
 use tokenseal::{AccessTokenQuery, RefreshFailure, TokenCache, TokenResponse};
 
 fuzz_target!(|data: &[u8]| {
-    let _ = RefreshFailure::from_error_response(400, data);
+    for status in [200, 400] {
+        let _ = RefreshFailure::from_error_response(status, data);
+    }
+    if let Ok(response) = TokenResponse::from_form(data) {
+        let _ = TokenCache::new().add(&response.client_id("app").environment("idp.example"));
+    }
     let Ok(response) = TokenResponse::from_json(data) else { return };
     let response = response
         .client_id("app")

@@ -306,7 +306,13 @@ impl TokenCache {
     /// work again shows in the time of the row, by which refusals of before are known to be over.
     fn touch_refresh_tokens(&mut self, derived: &Derived<'_>) {
         for row in self.own_refresh_tokens(derived) {
-            let modified = self.modified_after(row, derived);
+            let before = self.rows.fields(row).time(Field::LastModificationTime).unwrap_or(derived.now);
+            let is_named = derived.response.received_at.is_some();
+            let modified = if is_named {
+                derived.now.max(before).to_string()
+            } else {
+                self.modified_after(row, derived)
+            };
             self.rewrite(Kind::RefreshToken, row, |key, value| {
                 with_fields(key, value, &[(Field::LastModificationTime, "last_modification_time", &modified)])
             });

@@ -16,7 +16,8 @@ const LIMIT: usize = 4096;
 ///
 /// **Whoever can read these files can read the tokens.** It protects from less than a keyring does:
 /// not from a backup or a stolen disk that holds both the key and the cache. Put it where the sealed
-/// file is not: on another volume, in a mounted secret, in a directory that is not backed up.
+/// file is not: on another volume, in a directory that is not backed up, or in a secret that Kubernetes or
+/// Docker mounts ([`mounted`](Self::mounted)).
 ///
 /// ```
 /// use std::sync::Arc;

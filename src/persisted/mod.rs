@@ -38,6 +38,13 @@ use state::State;
 /// The handle is cheap to clone and can be used from any thread. Its calls block, for as long as a
 /// disk or a lock takes; in async code call them from a blocking task.
 ///
+/// # Processes that fork
+/// A child that is forked goes on with the handles of its parent, and with none of its parent's locks,
+/// refreshes and calls: it takes part as any other process does. What was begun before the fork is its
+/// parent's: a change that a child would write without the lock is an error, and so is a
+/// [`RefreshGuard`](crate::RefreshGuard) that it inherited. The platform keyring cannot be used in a child
+/// of a process that has used it; it says so at once. Fork first, and open the cache after that.
+///
 /// ```
 /// use tokenseal::{AccessTokenQuery, PersistedTokenCache, TokenResponse};
 /// # use std::sync::Arc;

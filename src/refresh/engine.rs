@@ -509,9 +509,13 @@ impl Job {
                 return Look::Ambiguous(SEVERAL_ISSUERS);
             }
             let wanted = refresh_token_query(&self.query, &self.account, self.family_id.as_deref());
-            let mut refresh_tokens = cache.find_refresh_tokens(&wanted).into_iter();
-            let next = refresh_tokens.find(|token| !heard.spent.contains(&token.secret()));
-            let Some(token) = next else { return Look::Nothing };
+            let mut refresh_tokens = cache.find_refresh_tokens(&wanted);
+            refresh_tokens.retain(|token| !heard.spent.contains(&token.secret()));
+            let Some(first) = refresh_tokens.first().map(RefreshToken::secret) else { return Look::Nothing };
+            // Clients of a family may hold one token: the client's own row is the one that it answers for.
+            refresh_tokens.retain(|token| token.secret() == first);
+            let own = refresh_tokens.iter().position(|token| token.client_id() == self.query.client_id);
+            let token = refresh_tokens.swap_remove(own.unwrap_or(0));
             let realm = match &self.query.realm {
                 Some(realm) => Some(realm.clone()),
                 None => match cache.known_realm(&self.query.client_id, &self.account) {

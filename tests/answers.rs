@@ -450,3 +450,54 @@ fn the_call_knows_what_is_asked_for() {
     });
     assert_eq!(acquired.unwrap().token().expose(), "at");
 }
+
+/// Not a test by itself: a process that asks a hundred times, and counts its requests in a file.
+#[test]
+fn as_a_process_that_asks() {
+    let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE") else { return };
+    let base = std::path::PathBuf::from(base);
+    let body = std::env::var("TOKENSEAL_CHILD_BODY").unwrap();
+    let cache = common::with_key_file(&base).open().unwrap();
+    for _ in 0..100 {
+        let (base, body) = (base.clone(), body.clone());
+        let acquired = cache.acquire(&wanted("read"), move |call: RefreshCall| {
+            use std::io::Write as _;
+            let mut requests =
+                std::fs::OpenOptions::new().append(true).create(true).open(base.join("requests")).unwrap();
+            requests.write_all(b".").unwrap();
+            let _sent = call.form();
+            call.answer(200, None, None, body.as_str())
+        });
+        cache.settle(LONG).unwrap();
+        drop(acquired.unwrap());
+    }
+}
+
+#[test]
+fn two_processes_that_get_nothing_for_their_request_make_one() {
+    for (left, further) in [(1_800, r#","refresh_in":60"#), (240, "")] {
+        for body in [
+            r#"{"error":"bad_refresh_token"}"#,
+            r#"{"access_token":"at","expires_in":3600,"scope":"less","refresh_token":"rotated"}"#,
+        ] {
+            let base = tempfile::tempdir().unwrap();
+            sign_in_with(&common::with_key_file(base.path()).open().unwrap(), left, further);
+            let children: Vec<_> = (0..2)
+                .map(|_| {
+                    std::process::Command::new(std::env::current_exe().unwrap())
+                        .args(["--exact", "as_a_process_that_asks", "--nocapture"])
+                        .env("TOKENSEAL_CHILD_BASE", base.path())
+                        .env("TOKENSEAL_CHILD_BODY", body)
+                        .stdout(std::process::Stdio::null())
+                        .spawn()
+                        .unwrap()
+                })
+                .collect();
+            for mut child in children {
+                assert!(child.wait().unwrap().success());
+            }
+            let requests = std::fs::read(base.path().join("requests")).unwrap().len();
+            assert_eq!(requests, 1, "{body} with {left} s left");
+        }
+    }
+}

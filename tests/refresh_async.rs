@@ -255,3 +255,26 @@ async fn waiting_for_guards_takes_one_thread_and_dropped_waiters_none() {
     drop(guard);
     drop(cache.refresh_guard_async(&query, SHORT).await.unwrap());
 }
+
+/// R3, for tasks.
+#[tokio::test]
+async fn whoever_leads_waits_for_its_own_call_however_short_its_patience_with_others() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let wanted = wanted("read");
+    let slow = {
+        let mut call = call(&provider);
+        move |request| {
+            let answer = call(request);
+            async move {
+                tokio::time::sleep(3 * SHORT).await;
+                answer.await
+            }
+        }
+    };
+    let request = AcquireRequest::new(&wanted).wait_timeout(Duration::from_millis(10));
+    let acquired = cache.acquire_async(request, slow).await.unwrap();
+    assert_eq!(acquired.token().expose(), "renewed-1");
+    assert_eq!(bench.open().read(refresh_tokens).unwrap(), ["rotated-1"]);
+}

@@ -199,7 +199,21 @@ fn as_a_child_process() {
             let cache = builder(base).open().unwrap();
             cache.add(&response("alice", "read")).unwrap();
             signal("-STOP");
-            assert!(!probe().is_usable());
+            // However many ask, one thread waits, and none once the service answers.
+            let waiting = || {
+                let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+                let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+                tasks
+                    .filter_map(|task| name(task).ok())
+                    .filter(|name| name.starts_with("tokenseal-key-s"))
+                    .count()
+            };
+            std::thread::scope(|scope| {
+                for _ in 0..20 {
+                    scope.spawn(|| assert!(!probe().is_usable()));
+                }
+            });
+            assert_eq!(waiting(), 1);
             let before = std::fs::read(&file).unwrap();
             let error = bounded(&|| builder(base).open().map(drop));
             assert!(error.is_key_unavailable(), "{error:?}");
@@ -208,6 +222,11 @@ fn as_a_child_process() {
             let signed_out = cache.remove_account(&account("alice")).unwrap();
             assert!(signed_out.is_rotation_pending() && started.elapsed() < Duration::from_secs(3));
             signal("-CONT");
+            let continued = Instant::now();
+            while waiting() > 0 {
+                assert!(continued.elapsed() < Duration::from_secs(10), "a thread is left");
+                std::thread::sleep(Duration::from_millis(10));
+            }
             // The write that was cut off may land now. It destroys nothing, and the rotation is made up for.
             std::thread::sleep(Duration::from_millis(300));
             let made_up = cache.update(|tokens| tokens.add(&response("bob", "read"))).unwrap();

@@ -184,7 +184,7 @@ impl KeyStore for KeyringStore {
 
     fn identity(&self) -> Option<String> {
         match &self.given {
-            Some(store) => Some(format!("keyring {}", store.id())),
+            Some(store) => Some(format!("keyring {} {}", store.vendor(), store.id())),
             None => Some(PLATFORM.into()),
         }
     }
@@ -369,6 +369,36 @@ mod tests {
         keys.delete(&name()).unwrap();
         keys.delete(&name()).unwrap();
         assert!(keys.read(&name()).unwrap().is_none());
+    }
+
+    /// A mock by the name of the platform's own store.
+    #[derive(Debug)]
+    struct Native(Arc<mock::Store>);
+
+    impl keyring_core::api::CredentialStoreApi for Native {
+        fn vendor(&self) -> String {
+            "mock of zbus-secret-service-keyring-store, windows-native-keyring-store".into()
+        }
+        fn id(&self) -> String {
+            self.0.id()
+        }
+        fn build(&self, service: &str, user: &str, _: Option<&HashMap<&str, &str>>) -> Result<Entry, Error> {
+            self.0.build(service, user, None)
+        }
+        fn as_any(&self) -> &dyn std::any::Any {
+            self
+        }
+    }
+
+    #[test]
+    fn a_store_that_the_program_has_set_is_respected_though_it_is_the_platform_s_own() {
+        let store = mock::Store::new().unwrap();
+        keyring_core::set_default_store(Arc::new(Native(Arc::clone(&store))));
+        let keys = KeyringStore::platform();
+        let created = keys.create(&name(), &Secret::from("text"));
+        keyring_core::unset_default_store();
+        created.unwrap();
+        assert_eq!(store.build("app", &name().user(), None).unwrap().get_secret().unwrap(), b"text");
     }
 
     #[test]

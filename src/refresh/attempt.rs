@@ -23,6 +23,9 @@ use crate::deadline;
 /// More stack than the work of a refresh was seen to use, the caller's function apart.
 const STACK: usize = 64 * 1024;
 
+/// How long a leader's own work may take before its call begins: to read the cache, to take a free lock.
+const OWN_WORK: Duration = Duration::from_millis(500);
+
 /// What a caller is to do.
 pub(super) enum Step {
     Done(Result<Acquired, AcquireError>),
@@ -98,7 +101,13 @@ impl<'a, C: Call> Attempt<'a, C> {
 
     pub(super) fn patience(&self) -> Patience {
         let is_leader = self.call.is_none();
-        Patience { deadline: self.deadline, call_timeout: self.request.call_timeout, is_leader }
+        // The patience of a leader is with others, whom its own refresh waits for until the deadline.
+        let deadline = if is_leader { self.begin_by() } else { self.deadline };
+        Patience { deadline, call_timeout: self.request.call_timeout, is_leader }
+    }
+
+    fn begin_by(&self) -> Instant {
+        self.deadline + OWN_WORK
     }
 
     fn now(&self) -> SystemTime {
@@ -156,6 +165,7 @@ impl<'a, C: Call> Attempt<'a, C> {
             refused: self.request.refused.cloned(),
             wait_timeout: self.request.wait_timeout,
             deadline: self.deadline,
+            begin_by: self.begin_by(),
             call_timeout: self.request.call_timeout,
             is_early,
         };

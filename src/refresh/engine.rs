@@ -41,7 +41,10 @@ pub(super) struct Job {
     /// The access token that is to be replaced.
     pub(super) refused: Option<AccessToken>,
     pub(super) wait_timeout: Duration,
+    /// Until when to wait for others.
     pub(super) deadline: Instant,
+    /// Until when a call may begin: whoever asked for it waits no longer.
+    pub(super) begin_by: Instant,
     pub(super) call_timeout: Duration,
     /// There is a valid token, which the server would like to see refreshed: not worth waiting for.
     pub(super) is_early: bool,
@@ -242,7 +245,10 @@ impl Job {
                 }
             }
             turn.begin_use();
-            let reason = match self.call(call, lead, &candidate) {
+            let Some(called) = self.call(call, lead, &candidate) else {
+                return Err(Place::of(&self.tokens, name).timed_out(self.wait_timeout));
+            };
+            let reason = match called {
                 Called::Answered(Ok(answer)) => match self.keep(*answer, &candidate, turn, heard)? {
                     Ok(Kept::Landed(landing)) => return Ok(Taken::Landed(landing)),
                     Ok(Kept::Another) => {
@@ -302,7 +308,8 @@ impl Job {
         }
     }
 
-    fn call<C: Call>(&self, call: &mut C, lead: &Leader, sent: &Candidate) -> Called {
+    /// Makes the call; `None` if it is too late for that.
+    fn call<C: Call>(&self, call: &mut C, lead: &Leader, sent: &Candidate) -> Option<Called> {
         let environment = sent.token.environment();
         let request = RefreshCall {
             refresh_token: sent.token.secret(),
@@ -318,11 +325,13 @@ impl Job {
             began: SystemTime::now(),
             has_sent_scopes: AtomicBool::new(false),
         };
-        lead.call_begins(C::CAN_BE_GIVEN_UP);
+        if !lead.call_begins(C::CAN_BE_GIVEN_UP, self.begin_by) {
+            return None;
+        }
         let began = request.began;
         let called = catch_unwind(AssertUnwindSafe(|| call.call(request, self.call_timeout)));
         lead.call_ended();
-        match called {
+        Some(match called {
             Ok(Called::Answered(Ok(mut answer))) => {
                 answer.received_at.get_or_insert(began);
                 Called::Answered(Ok(answer))
@@ -330,7 +339,7 @@ impl Job {
             Ok(called) => called,
             // What a panic says may be anything, a secret too.
             Err(_) => Called::Lost("the call panicked"),
-        }
+        })
     }
 
     /// Saves the tokens that came, and only then gives them out. The inner error: it was an error after

@@ -147,9 +147,13 @@ impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
     }
 
     /// Tells those who wait that a call begins, and whether it is given up by itself when its time is over.
-    pub(super) fn call_begins(&self, is_given_up: bool) {
+    /// `false` after `begin_by`: the leader may have gone, and nobody would wait for what comes.
+    #[must_use]
+    pub(super) fn call_begins(&self, is_given_up: bool, begin_by: Instant) -> bool {
         let began = (!is_given_up).then(Instant::now);
-        self.flight.set(Progress::UnderWay(Phase::Calling(began)));
+        // Whoever looks at the progress meanwhile has the lock, and judges by the same point in time.
+        let may_begin = |_: &Progress<V>| !deadline::left(begin_by).is_zero();
+        self.flight.set_if(may_begin, Progress::UnderWay(Phase::Calling(began)))
     }
 
     /// Tells those who wait that the call is over.
@@ -189,12 +193,20 @@ impl<V> Flight<V> {
     }
 
     fn set(&self, progress: Progress<V>) {
+        self.set_if(|_| true, progress);
+    }
+
+    fn set_if(&self, may_set: impl FnOnce(&Progress<V>) -> bool, progress: Progress<V>) -> bool {
         let mut state = self.state();
+        if !may_set(&state.progress) {
+            return false;
+        }
         state.progress = progress;
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.changed.notify_all();
         wakers.into_values().for_each(Waker::wake);
+        true
     }
 }
 

@@ -201,7 +201,7 @@ fn a_leader_that_crashes_strands_nobody() {
         let crashed = thread::spawn(move || match crashing.flights.board(&"read") {
             Seat::Lead(lead) => {
                 let _: &Lead<_, _> = &lead;
-                lead.call_begins(false);
+                assert!(lead.call_begins(false, far()));
             }
             Seat::Follow(flight) => drop(blocking(&flight)),
         });

@@ -145,8 +145,13 @@ async fn landing(flight: &Flight<Landing>, patience: Patience) -> Waited<Landing
         let waiting = Waiting::new(flight);
         let news = std::future::poll_fn(|context| waiting.poll(patience, until, context));
         if tokio::time::timeout(deadline::left(until), news).await.is_err() {
-            // The time is over, by the runtime's clock if not by the system's: tests may let it run.
-            return flight.look(patience).unwrap_or(Waited::TimedOut);
+            match flight.look(patience) {
+                Ok(waited) => return waited,
+                // One's own call has begun meanwhile.
+                Err(later) if later > until => {}
+                // The time is over, by the runtime's clock if not by the system's: tests may let it run.
+                Err(_) => return Waited::TimedOut,
+            }
         }
     }
 }

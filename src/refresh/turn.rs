@@ -42,10 +42,7 @@ impl Desk {
             Err(StoreError::LockTimedOut { .. }) => Err(timed_out()),
             other => Ok(other.map(Some)),
         };
-        let turn = Turn::take(credential, place.clone(), in_lane, lock)?.expect("waited for, or an error");
-        // It may have come too late for whoever waited.
-        let is_late = !within.is_zero() && deadline::left(deadline).is_zero();
-        if is_late { Err(timed_out()) } else { Ok(turn) }
+        Ok(Turn::take(credential, place.clone(), in_lane, lock)?.expect("waited for, or an error"))
     }
 
     /// Takes the turn if it is free; `None` if somebody else has it.

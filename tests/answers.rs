@@ -197,7 +197,9 @@ fn refusals_survive_a_rotation_and_end_with_a_sign_in() {
         let rotating =
             Endpoint::new(200, r#"{"access_token":"at-N","expires_in":3600,"refresh_token":"rt-N"}"#);
         let cache = bench.open();
-        sign_in_expired(&cache);
+        // A while ago, so that the rotation shows in the time of the row.
+        let past = SystemTime::now() - Duration::from_secs(100);
+        cache.add(&signed_in("original", "read", r#","expires_in":0"#).received_at(past)).unwrap();
         drop(cache.acquire(&wanted("bad"), refusing.call()).unwrap_err());
         drop(cache.acquire(&wanted("read"), rotating.call()).unwrap());
         assert_eq!(kept(&cache), ["rt-1"]);
@@ -305,11 +307,13 @@ fn an_early_refresh_makes_nobody_wait() {
     let cache = bench.open();
     sign_in_with(&cache, 1_800, r#","refresh_in":60"#);
     let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let started = std::time::Instant::now();
     let acquired = cache.acquire(&wanted("read"), move |call: RefreshCall| {
         may_go_on.recv().unwrap();
         call.answer(200, None, None, r#"{"access_token":"new","expires_in":3600,"scope":"read"}"#)
     });
     assert_eq!(acquired.unwrap().origin(), Origin::StillValid);
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
     let error = cache.settle(Duration::from_millis(50)).unwrap_err();
     assert!(matches!(error, AcquireError::NotSettled { .. }), "{error:?}");
     go_on.send(()).unwrap();

@@ -158,6 +158,10 @@ fn as_a_prefork_server() {
     });
     is_calling.recv().unwrap();
     if fork(&base) {
+        // It has no use for the cache, and keeps everything that it inherited.
+        stay(&base);
+    }
+    if fork(&base) {
         // It reads and changes the cache that its parent opened. The refresh under way is its parent's.
         let accounts = cache.accounts().unwrap().len();
         cache.add(&common::response("bob", "read")).unwrap();

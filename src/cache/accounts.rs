@@ -134,10 +134,13 @@ impl TokenCache {
             .environment(account.environment.as_str());
         let is_it = |found: &Account| match (&found.issuer, &account.issuer) {
             (Some(a), Some(b)) => issuer::same(a, b),
-            (None, None) => true,
-            _ => false,
+            // Rows of other SDKs do not say.
+            (None, _) => true,
+            (Some(_), None) => false,
         };
-        self.find_accounts(&query).into_iter().find(is_it)
+        let mut found = self.find_accounts(&query);
+        found.sort_by_key(|account| account.issuer.is_none());
+        found.into_iter().find(is_it)
     }
 }
 

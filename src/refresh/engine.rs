@@ -302,7 +302,7 @@ impl Job {
             }
             Reason::Rejected(rejection) => {
                 turn.answered();
-                self.rejected(sent, rejection, turn, heard);
+                self.rejected(sent, &mark, rejection, turn, heard);
                 Ok(())
             }
         }
@@ -493,14 +493,21 @@ impl Job {
     }
 
     /// The server does not take this refresh token, or asks for the user.
-    fn rejected(&self, sent: Candidate, rejection: Rejection, turn: &mut Turn, heard: &mut Heard) {
+    fn rejected(
+        &self,
+        sent: Candidate,
+        mark: &TokenMark,
+        rejection: Rejection,
+        turn: &mut Turn,
+        heard: &mut Heard,
+    ) {
         heard.spent.push(sent.token.secret());
         heard.error = rejection.clone().into();
         if rejection.ends_token && sent.is_own {
             // Only where this very token stands: a newer one may have come meanwhile.
             turn.retire(sent.token, &self.tokens);
         } else {
-            turn.refused(&self.request, &sent.mark, Verdict::Rejected(rejection), None);
+            turn.refused(&self.request, mark, Verdict::Rejected(rejection), None);
         }
     }
 

@@ -147,12 +147,16 @@ impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
     }
 
     /// Tells those who wait that a call begins, and whether it is given up by itself when its time is over.
-    /// `false` after `begin_by`: the leader may have gone, and nobody would wait for what comes.
+    /// `false` if it is the first one and `begin_by` is over: the leader may have gone, and nobody would
+    /// wait for what comes.
     #[must_use]
     pub(super) fn call_begins(&self, is_given_up: bool, begin_by: Instant) -> bool {
         let began = (!is_given_up).then(Instant::now);
         // Whoever looks at the progress meanwhile has the lock, and judges by the same point in time.
-        let may_begin = |_: &Progress<V>| !deadline::left(begin_by).is_zero();
+        let may_begin = |progress: &Progress<V>| {
+            let waits_for_first = matches!(progress, Progress::UnderWay(Phase::Waiting));
+            !waits_for_first || !deadline::left(begin_by).is_zero()
+        };
         self.flight.set_if(may_begin, Progress::UnderWay(Phase::Calling(began)))
     }
 

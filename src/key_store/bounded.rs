@@ -97,6 +97,16 @@ impl BoundedKeyStore {
         entry::decode(key_id, &text).ok_or(KeyStoreError::Damaged { store, name })
     }
 
+    /// Why no key can be made, in a store that can only be read.
+    pub(crate) fn read_only(&self) -> Option<KeyStoreError> {
+        let is_read_only = self.store.is_read_only();
+        is_read_only.then(|| {
+            let advice =
+                "rotate its keys where they come from: older copies of the file can be opened till then";
+            KeyStoreError::unavailable(self.store.description(), advice, "its keys are only read")
+        })
+    }
+
     /// The key of a store that can be read only, to seal a first file with; `None` from other stores.
     pub(crate) fn fixed(&self, within: Duration) -> Result<Option<SealingKey>, KeyStoreError> {
         let (application, cache) = (self.application.clone(), self.cache.clone());

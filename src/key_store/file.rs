@@ -69,19 +69,15 @@ impl KeyFileStore {
         &self.directory
     }
 
-    /// The key files that are there, of any cache, links followed.
+    /// The key files that are there and can be used, of any cache, links followed.
     ///
     /// # Errors
-    /// [`KeyStoreError`] if the directory is missing or cannot be read, or a file in it cannot be used.
+    /// [`KeyStoreError`] if the directory is missing or cannot be read.
     pub fn key_files(&self) -> Result<Vec<PathBuf>, KeyStoreError> {
         let names = self.file_names()?.into_iter().filter(|name| file_name::is_key(name));
-        names
-            .map(|name| {
-                let path = self.directory.join(name);
-                self.open(&path)?;
-                Ok(std::fs::canonicalize(&path).map_err(failed("find", &path))?)
-            })
-            .collect()
+        let paths = names.map(|name| self.directory.join(name));
+        let usable = paths.filter(|path| matches!(self.open(path), Ok(Some(_))));
+        Ok(usable.filter_map(|path| std::fs::canonicalize(path).ok()).collect())
     }
 
     fn path(&self, name: &KeyName) -> PathBuf {
@@ -147,12 +143,23 @@ impl KeyStore for KeyFileStore {
         Some(format!("key files {}", self.directory.display()))
     }
 
+    fn is_read_only(&self) -> bool {
+        self.is_mounted
+    }
+
     fn fixed_keys(&self, service: &str, cache: &str) -> Result<Vec<KeyId>, KeyStoreError> {
         if !self.is_mounted {
             return Ok(Vec::new());
         }
         let names = self.file_names()?;
-        Ok(names.iter().filter_map(|name| file_name::key_id(name, service, cache)).collect())
+        let is_usable = |name: &&String| matches!(self.open(&self.directory.join(name)), Ok(Some(_)));
+        let of_cache = |name: &String| file_name::key_id(name, service, cache);
+        Ok(names
+            .iter()
+            .filter(|name| of_cache(name).is_some())
+            .filter(is_usable)
+            .filter_map(of_cache)
+            .collect())
     }
 
     fn prepare(&self) -> Result<(), KeyStoreError> {

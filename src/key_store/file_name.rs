@@ -19,7 +19,8 @@ pub(super) fn key_id(file_name: &str, service: &str, cache: &str) -> Option<KeyI
 
 /// Whether a file of this name is a key's.
 pub(super) fn is_key(file_name: &str) -> bool {
-    file_name.strip_suffix(ENDING).is_some()
+    let id = file_name.strip_suffix(ENDING).and_then(|rest| rest.rsplit('.').next());
+    id.is_some_and(|id| KeyId::from_hex(id).is_some())
 }
 
 fn prefix(service: &str, cache: &str) -> String {

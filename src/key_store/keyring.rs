@@ -11,6 +11,7 @@ use zeroize::Zeroize as _;
 
 use super::probe::Surroundings;
 use super::{KeyName, KeyStore, KeyStoreError};
+use crate::process::Process;
 use crate::secret::Secret;
 
 /// What the platform's keyring is known by: one call at a time, whoever opened it.
@@ -32,13 +33,15 @@ pub(super) const PLATFORM: &str = "platform keyring";
 pub struct KeyringStore {
     /// `Some`: the program chose it, and nothing else will do.
     given: Option<Arc<CredentialStore>>,
+    /// Where it was handed in: a platform's own store answers in that process only.
+    given_in: Process,
     connection: Mutex<Option<Arc<CredentialStore>>>,
 }
 
 impl KeyringStore {
     /// The keyring of the platform, connected to when it is first needed.
     pub fn platform() -> Self {
-        Self { given: None, connection: Mutex::default() }
+        Self { given: None, given_in: Process::current(), connection: Mutex::default() }
     }
 
     /// A store that the program made.
@@ -51,7 +54,7 @@ impl KeyringStore {
     /// let keys = KeyringStore::with_store(store);
     /// ```
     pub fn with_store(store: Arc<CredentialStore>) -> Self {
-        Self { given: Some(store), connection: Mutex::default() }
+        Self { given: Some(store), given_in: Process::current(), connection: Mutex::default() }
     }
 
     /// Runs `work` on the entry of this name. A connection that a restarted service has forgotten is
@@ -94,7 +97,11 @@ impl KeyringStore {
     /// Fails in a child that was forked from a process that had used the keyring: what answers for it there
     /// is a thread, which no child has.
     pub(super) fn check_fork(&self) -> Result<(), KeyStoreError> {
-        if self.given.as_ref().is_some_and(|given| !native::is_native(&**given)) || is_first_user() {
+        let works = match self.given.clone().or_else(keyring_core::get_default_store) {
+            Some(set) if !native::is_native(&*set) => true,
+            _ => is_first_user() && (self.given.is_none() || self.given_in.is_current()),
+        };
+        if works {
             return Ok(());
         }
         Err(KeyStoreError::Unavailable {

@@ -114,8 +114,14 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The ids of the keys of a cache, in a store that can be read only: one of them seals the first file
-    /// of the cache, for which another store is asked to make one. The default has none.
+    /// Whether entries can only be read, so that no key is rotated. The default can be written to.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    /// The ids of the keys of a cache, in a store that can [only be read](Self::is_read_only): one of them
+    /// seals the first file of the cache, for which another store is asked to make one. The default has
+    /// none.
     ///
     /// # Errors
     /// [`KeyStoreError`] if the store cannot be reached or read.

@@ -160,7 +160,10 @@ impl PersistedTokenCacheBuilder {
         if !state.is_absolute() {
             return Err(Error::NoHomeDirectory);
         }
-        Ok(state.join(&self.application).join("tokenseal"))
+        let directory = state.join(&self.application).join("tokenseal");
+        #[cfg(unix)]
+        private_file::check_home(&directory)?;
+        Ok(directory)
     }
 
     pub(super) fn check_names(&self) -> Result<(), Error> {

@@ -9,8 +9,8 @@ mod state;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use builder::PersistedTokenCacheBuilder;
 pub use error::Error;
@@ -22,6 +22,7 @@ use crate::cache::{
 };
 use crate::deadline::Lane;
 use crate::key_store::{BoundedKeyStore, KeyStore};
+use crate::process::Shared;
 use crate::seal::Context;
 use crate::store::FileStore;
 use rotation::Change;
@@ -79,7 +80,7 @@ struct Inner {
     lock_timeout: Duration,
     key_timeout: Duration,
     rotation_timeout: Duration,
-    state: RwLock<Arc<State>>,
+    state: Shared<Arc<State>>,
     /// One thread at a time reads the file again.
     reloading: Arc<Lane>,
 }
@@ -179,6 +180,15 @@ impl PersistedTokenCache {
     pub(crate) fn read_if_current<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<Option<T>, Error> {
         let state = self.0.state();
         Ok(if self.0.is_current(&state)? { Some(look(&state.cache)) } else { None })
+    }
+
+    /// As [`read`](Self::read), and waits for others until the deadline only.
+    pub(crate) fn read_by<T>(
+        &self,
+        deadline: Instant,
+        look: impl FnOnce(&TokenCache) -> T,
+    ) -> Result<T, Error> {
+        Ok(look(&self.0.newest_by(deadline)?.cache))
     }
 
     /// As [`read`](Self::read), of what is in memory, however old. Never waits.
@@ -294,7 +304,7 @@ impl Inner {
             lock_timeout: builder.lock_timeout,
             key_timeout: builder.key_timeout,
             rotation_timeout: builder.rotation_timeout,
-            state: RwLock::new(Arc::new(State::unread())),
+            state: Shared::new(Arc::new(State::unread()), || Arc::new(State::unread())),
             reloading: Arc::default(),
         })
     }

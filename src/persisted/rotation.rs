@@ -146,6 +146,7 @@ impl<'a> Change<'a> {
     /// Writes the change, and rotates the key where a sign-out asks for it.
     pub(super) fn commit(mut self) -> Result<Rotation, Error> {
         let Self { inner, lock, ref before, .. } = self;
+        inner.store.check_lock(lock)?;
         // A program may put a whole other cache in the place of the one it was handed.
         let is_exchanged = self.tokens.lineage() != before.lineage;
         if is_exchanged {
@@ -227,6 +228,7 @@ impl Inner {
         mut notes: KeyNotes,
         refusal: Option<KeyStoreError>,
     ) -> Result<(State, Rotation), Error> {
+        let refusal = refusal.or_else(|| self.keys.read_only());
         // A store that has not the old key is not the one that this file's keys live in: a keyring that
         // was replaced, a volume that is not mounted. A new key made there would be lost with it. And
         // where old keys cannot be deleted, more of them would only pile up.

@@ -1,7 +1,7 @@
 //! What is in memory of a sealed file, and how it gets there.
 
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::key_notes::KeyNotes;
 use super::{Error, Inner, generation};
@@ -39,7 +39,7 @@ const ATTEMPTS: usize = 16;
 impl Inner {
     /// The state in memory, whatever the file is by now.
     pub(super) fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+        self.state.get()
     }
 
     /// Puts a new state in place of the old one and wipes what the old one held alone.
@@ -49,21 +49,27 @@ impl Inner {
 
     fn set_state_if(&self, mut new: State, is_newer: impl FnOnce(&State, &State) -> bool) {
         new.is_read = true;
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if !is_newer(&state, &new) {
-            return;
-        }
-        *state = Arc::new(new);
-        // Nobody else has the new state yet, and the old one is gone, unless it is being read.
-        if let Some(state) = Arc::get_mut(&mut state) {
-            state.cache.end_fork();
-        }
+        self.state.change(|state| {
+            if !is_newer(state, &new) {
+                return;
+            }
+            *state = Arc::new(new);
+            // Nobody else has the new state yet, and the old one is gone, unless it is being read.
+            if let Some(state) = Arc::get_mut(state) {
+                state.cache.end_fork();
+            }
+        });
     }
 
     /// The newest state: what the file holds. Reads it again if another process, or another handle
     /// in this one, replaced it.
     pub(super) fn newest(&self) -> Result<Arc<State>, Error> {
-        let deadline = deadline::after(self.key_timeout);
+        self.newest_by(deadline::after(self.key_timeout))
+    }
+
+    /// The same, and waits for the key store until the deadline only.
+    pub(super) fn newest_by(&self, deadline: Instant) -> Result<Arc<State>, Error> {
+        let deadline = deadline.min(deadline::after(self.key_timeout));
         for _ in 0..ATTEMPTS {
             let state = self.state();
             if self.is_current(&state)? {
@@ -190,6 +196,7 @@ impl Inner {
 
     /// Makes a key and an empty file sealed under it. There must be no file, and the lock is held.
     pub(super) fn create_file(&self, lock: &StoreLock, key_timeout: Duration) -> Result<State, Error> {
+        self.store.check_lock(lock)?;
         if let Some(key) = self.keys.fixed(key_timeout)? {
             let empty = self.empty();
             let generation = generation::seen(self.store.path(), key.id()).saturating_add(1);

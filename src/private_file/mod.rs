@@ -21,7 +21,7 @@ pub use error::FileError;
 #[cfg(unix)]
 use unix as platform;
 #[cfg(unix)]
-pub(crate) use unix::has_foreign_rights;
+pub(crate) use unix::{check_home, has_foreign_rights};
 #[cfg(windows)]
 use windows as platform;
 
@@ -89,6 +89,11 @@ pub(crate) fn open_lock_file(path: &Path) -> Checked<File> {
 /// Whether an open lock file is the one that stands at `path` now.
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     platform::is_at(file, path)
+}
+
+/// What tells an open file from others, where the system says so.
+pub(crate) fn identity(file: &File) -> Option<(u64, u64)> {
+    platform::identity(file)
 }
 
 /// Makes a file that did not exist.

@@ -63,6 +63,10 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
+pub(super) fn identity(file: &File) -> Option<(u64, u64)> {
+    file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
@@ -100,34 +104,42 @@ fn check_mode(metadata: &Metadata, path: &Path, refused: u32, allowed: u32) -> C
     })
 }
 
-/// A path as a shell reads it, whatever is in it. One that is no text, or has control characters in it, is
-/// written with the escapes of `$'...'`, which bash, zsh and ksh read.
+/// A path as every shell reads it, whatever is in it: in single quotes, or, where it is no text, as `printf`
+/// writes it.
 fn quoted(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.contains(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
-        _ => {
-            let escaped = bytes.iter().fold(String::new(), |text, &byte| match byte {
-                b'\'' | b'\\' => format!("{text}\\{}", char::from(byte)),
-                b' '..=b'~' => format!("{text}{}", char::from(byte)),
-                _ => format!("{text}\\x{byte:02x}"),
-            });
-            format!("$'{escaped}'")
-        }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return format!("'{}'", text.replace('\'', r"'\''"));
     }
+    let escaped = bytes.iter().fold(String::new(), |text, &byte| match byte {
+        b'%' => format!("{text}%%"),
+        b' '..=b'~' if byte != b'\'' && byte != b'\\' => format!("{text}{}", char::from(byte)),
+        _ => format!("{text}\\{byte:03o}"),
+    });
+    format!("\"$(printf '{escaped}')\"")
 }
 
 /// What Kubernetes and Docker mount: files of root, which others may read.
 pub(super) fn check_mounted_file(_: &File, metadata: &Metadata, path: &Path) -> Checked<()> {
     check_owner_or_root(metadata, path)?;
-    check_mode(metadata, path, 0o022, 0o400)
+    check_writers(metadata, path, 0o022)
 }
 
 pub(super) fn check_mounted_directory(metadata: &Metadata, path: &Path) -> Checked<()> {
     check_owner_or_root(metadata, path)?;
     // Where the sticky bit is set nobody replaces what is root's.
     let refused = if metadata.mode() & 0o1000 == 0 { 0o022 } else { 0 };
-    check_mode(metadata, path, refused, 0o755)
+    check_writers(metadata, path, refused)
+}
+
+fn check_writers(metadata: &Metadata, path: &Path, refused: u32) -> Checked<()> {
+    check_mode(metadata, path, refused, 0).map_err(|error| match error {
+        FileError::LoosePermissions { path, permissions, .. } => {
+            let remedy = format!("chmod go-w -- {}", quoted(&path));
+            FileError::LoosePermissions { path, permissions, remedy }
+        }
+        error => error,
+    })
 }
 
 fn check_owner_or_root(metadata: &Metadata, path: &Path) -> Checked<()> {
@@ -135,13 +147,26 @@ fn check_owner_or_root(metadata: &Metadata, path: &Path) -> Checked<()> {
 }
 
 /// Nothing is made in a directory that belongs to somebody else: root under `sudo` would lock the user out
-/// of a home of the user's own. Directories of root are nobody's home.
+/// of a home of the user's own. Directories of root are nobody's home, unless they lie in one.
 pub(super) fn check_ancestors(path: &Path) -> Checked<()> {
-    for existing in path.ancestors().skip_while(|path| fs::symlink_metadata(path).is_err()).take(1) {
+    let absolute = std::path::absolute(path).map_err(super::failed("find the directory", path))?;
+    if fs::symlink_metadata(&absolute).is_ok() {
         // What is there already is judged by whoever opens it.
-        if existing == path || existing.as_os_str().is_empty() {
-            return Ok(());
-        }
+        return Ok(());
+    }
+    check_existing_ancestors(&absolute)
+}
+
+/// The same of a directory in what HOME says is home, there already or not.
+pub(crate) fn check_home(path: &Path) -> Checked<()> {
+    if rustix::process::geteuid().is_root() { check_existing_ancestors(path) } else { Ok(()) }
+}
+
+fn check_existing_ancestors(path: &Path) -> Checked<()> {
+    // In a user namespace what lies above the user's own directories may seem to be nobody's.
+    let all = rustix::process::geteuid().is_root();
+    let mut existing = path.ancestors().filter(|path| fs::metadata(path).is_ok());
+    for existing in existing.by_ref().take(if all { usize::MAX } else { 1 }) {
         let metadata = fs::metadata(existing).map_err(super::failed("examine", existing))?;
         if metadata.uid() != 0 && check_owner(&metadata, existing).is_err() {
             let owner = format!("user {}", metadata.uid());
@@ -224,16 +249,20 @@ mod tests {
     fn a_path_in_a_command_is_one_word_whatever_is_in_it() {
         use std::os::unix::ffi::OsStringExt as _;
         let base = tempfile::tempdir().unwrap();
-        for name in
-            [&b"plain"[..], b"two words", b"it's $HOME `x` \"y\" \\n", b"-rf", b"new\nline", b"no\xffutf"]
-        {
+        for name in [
+            &b"plain"[..],
+            b"two words",
+            b"it's $HOME `x` \"y\" \\n",
+            b"-rf",
+            b"new\nline",
+            b"no\xff%utf \\ '",
+        ] {
             let path = base.path().join(std::ffi::OsString::from_vec(name.to_vec()));
             fs::create_dir(&path).unwrap();
             fs::set_permissions(&path, Permissions::from_mode(0o775)).unwrap();
             let error = check_directory(&fs::metadata(&path).unwrap(), &path).unwrap_err();
             let FileError::LoosePermissions { remedy, .. } = error else { panic!("{error:?}") };
-            let shell = std::process::Command::new("bash").args(["-c", &remedy]).status();
-            let Ok(status) = shell else { return eprintln!("no bash") };
+            let status = std::process::Command::new("sh").args(["-c", &remedy]).status().unwrap();
             assert!(status.success(), "{remedy}");
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700, "{remedy}");
         }

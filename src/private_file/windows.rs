@@ -138,6 +138,11 @@ pub(super) fn is_at(_: &File, _: &Path) -> bool {
     true
 }
 
+/// See [`is_at`].
+pub(super) fn identity(_: &File) -> Option<(u64, u64)> {
+    None
+}
+
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     patiently(to, &IN_THE_WAY, || fs::rename(from, to))
 }

@@ -12,7 +12,9 @@ use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Cause, Reason, RefreshFailure, Rejection};
 use super::flight::Lead;
 use super::freshness::is_due;
-use super::identity::{CredentialName, FlightKey, RequestId, TokenMark, refresh_token_query};
+use super::identity::{
+    CredentialName, FlightKey, RequestId, TokenMark, credential_name, refresh_token_query,
+};
 use super::landing::{Landing, Leftover};
 use super::refresh_call::RefreshCall;
 use super::refusal::Verdict;
@@ -248,6 +250,8 @@ impl Job {
             let Some(called) = self.call(call, lead, &candidate) else {
                 return Err(Place::of(&self.tokens, name).timed_out(self.wait_timeout));
             };
+            // A child that was forked in the call has not got the lock.
+            turn.check_process()?;
             let reason = match called {
                 Called::Answered(Ok(answer)) => match self.keep(*answer, &candidate, turn, heard)? {
                     Ok(Kept::Landed(landing)) => return Ok(Taken::Landed(landing)),
@@ -513,7 +517,7 @@ impl Job {
 
     /// What the cache has, with what is not saved yet.
     fn look(&self, unsaved: &Unsaved, heard: &Heard) -> Result<Look, AcquireError> {
-        Ok(self.read(unsaved, |cache| {
+        let looked = self.read(unsaved, |cache| {
             let fresh = cache.find_living_access_token(&self.query, Life::Fresh, self.refused().as_ref());
             // The claims are those of a service that takes no token of before.
             if let Some(token) = fresh.filter(|_| self.claims.is_none())
@@ -542,11 +546,24 @@ impl Job {
             let (name, mark) = (CredentialName::of(&token), TokenMark::of(&token));
             let is_own = token.client_id() == self.query.client_id;
             Look::Send(Box::new(Candidate { token, name, realm, mark, is_own }))
-        })?)
+        });
+        looked.map_err(|error| match error.is_key_unavailable() && deadline::left(self.deadline).is_zero() {
+            // Somebody else is reading it, or the key store hangs.
+            true => self.timed_out(),
+            false => error.into(),
+        })
+    }
+
+    fn timed_out(&self) -> AcquireError {
+        let wanted = refresh_token_query(&self.query, &self.account, self.family_id.as_deref());
+        match self.tokens.read_in_memory(|cache| credential_name(cache, &wanted)) {
+            Ok(name) => Place::of(&self.tokens, &name).timed_out(self.wait_timeout),
+            Err(error) => error.into(),
+        }
     }
 
     fn read<T>(&self, unsaved: &Unsaved, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
-        self.tokens.read(|cache| overlaid(cache, [unsaved], look))
+        self.tokens.read_by(self.deadline, |cache| overlaid(cache, [unsaved], look))
     }
 }
 

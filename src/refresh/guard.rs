@@ -75,7 +75,9 @@ impl RefreshGuard {
     ) -> Result<Self, AcquireError> {
         tokens.check_not_in_hand()?;
         let deadline = deadline::after(within);
-        let look = || tokens.read(|cache| (credential_name(cache, query), cache.find_refresh_token(query)));
+        let look = || {
+            tokens.read_by(deadline, |cache| (credential_name(cache, query), cache.find_refresh_token(query)))
+        };
         let (mut expected, _) = look()?;
         loop {
             let slice = deadline.min(deadline::after(SLICE));

@@ -1,10 +1,12 @@
 //! The cache that tokens are acquired from: in a file, or in memory only.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use crate::cache::{CacheError, TokenCache};
+use crate::deadline;
 use crate::persisted::{Error, PersistedTokenCache, Updated};
 use crate::process::Process;
 use crate::store::StoreError;
@@ -18,21 +20,37 @@ pub(super) enum Tokens {
 /// A cache in memory, and who has it in hand: asking for it again there would wait for ever.
 #[derive(Debug)]
 pub(super) struct InMemory {
+    process: Process,
+    /// That of a child that was forked, in the child's memory; `None` if a thread of its parent had the
+    /// cache in hand just then.
+    child: OnceLock<Option<Box<Self>>>,
     cache: Mutex<TokenCache>,
-    holder: Mutex<Option<(Process, ThreadId)>>,
+    holder: Mutex<Option<ThreadId>>,
 }
 
 impl InMemory {
     pub(super) fn new(cache: TokenCache) -> Self {
-        Self { cache: Mutex::new(cache), holder: Mutex::default() }
+        let (process, child) = (Process::current(), OnceLock::new());
+        Self { process, child, cache: Mutex::new(cache), holder: Mutex::default() }
     }
 
-    fn holder(&self) -> MutexGuard<'_, Option<(Process, ThreadId)>> {
+    /// That of this process. A child takes the cache over as it was.
+    fn own(&self) -> Result<&Self, Error> {
+        let mut own = self;
+        while !own.process.is_current() {
+            let take_over = || own.cache.try_lock().ok().map(|cache| Box::new(Self::new(cache.clone())));
+            let child = own.child.get_or_init(take_over);
+            own = child.as_ref().ok_or_else(|| StoreError::Forked { path: PathBuf::from(IN_MEMORY) })?;
+        }
+        Ok(own)
+    }
+
+    fn holder(&self) -> MutexGuard<'_, Option<ThreadId>> {
         self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_mine(&self) -> bool {
-        *self.holder() == Some((Process::current(), thread::current().id()))
+        *self.holder() == Some(thread::current().id())
     }
 
     /// Calls `work` with the cache. Fails inside another such call of the same thread, and in a child that
@@ -44,15 +62,13 @@ impl InMemory {
                 *self.0.holder() = None;
             }
         }
-        if self.is_mine() {
+        let own = self.own()?;
+        if own.is_mine() {
             return Err(nested());
         }
-        if self.holder().is_some_and(|(process, _)| !process.is_current()) {
-            return Err(StoreError::Forked { path: PathBuf::from(IN_MEMORY) }.into());
-        }
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.holder() = Some((Process::current(), thread::current().id()));
-        let _held = Held(self);
+        let mut cache = own.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        *own.holder() = Some(thread::current().id());
+        let _held = Held(own);
         Ok(work(&mut cache))
     }
 }
@@ -62,6 +78,18 @@ impl Tokens {
         match self {
             Self::File(cache) => cache.read(look),
             Self::Memory(cache) => cache.with(|cache| look(cache)),
+        }
+    }
+
+    /// As [`read`](Self::read), and waits for others until the deadline only; a moment for what is free.
+    pub(super) fn read_by<T>(
+        &self,
+        deadline: Instant,
+        look: impl FnOnce(&TokenCache) -> T,
+    ) -> Result<T, Error> {
+        match self {
+            Self::File(cache) => cache.read_by(deadline.max(deadline::after(A_MOMENT)), look),
+            Self::Memory(_) => self.read(look),
         }
     }
 
@@ -97,11 +125,14 @@ impl Tokens {
             Self::File(cache) if cache.store().is_locked_by_this_thread() => {
                 Err(StoreError::Nested { path: cache.path().to_owned() }.into())
             }
-            Self::Memory(cache) if cache.is_mine() => Err(nested()),
+            Self::Memory(cache) if cache.own()?.is_mine() => Err(nested()),
             _ => Ok(()),
         }
     }
 }
+
+/// How long a key store that answers may take.
+const A_MOMENT: Duration = Duration::from_millis(250);
 
 /// What stands for a path where there is none.
 const IN_MEMORY: &str = "(in memory)";

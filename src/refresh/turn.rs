@@ -200,6 +200,9 @@ impl Turn {
 
     /// Saves what is unsaved. What cannot be saved stays, for all to see.
     pub(super) fn save(&mut self, tokens: &Tokens) {
+        if !self.process.is_current() {
+            return;
+        }
         self.has_tried = true;
         self.unsaved.save(tokens);
         self.credential.remembered().unsaved = self.unsaved.clone();

@@ -43,6 +43,15 @@ pub enum StoreError {
         path: PathBuf,
     },
 
+    /// The lock file was removed while it was held, so that others may be making a change as well. Nothing
+    /// was written.
+    #[error("{} was removed while it was locked; leave lock files where they are, and try again", path.display())]
+    #[non_exhaustive]
+    LockRemoved {
+        /// The lock file.
+        path: PathBuf,
+    },
+
     /// The file was replaced each time before it could be opened.
     #[error("{} is replaced so often that it cannot be read; try again", path.display())]
     #[non_exhaustive]

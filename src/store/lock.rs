@@ -29,7 +29,20 @@ pub(crate) struct LockFile {
 struct Turn {
     holder: Mutex<Option<ThreadId>>,
     freed: Condvar,
-    queue: Arc<Queue>,
+    /// Of the file that stands at the path, as far as was seen.
+    queue: Mutex<Arc<Queue>>,
+}
+
+impl Turn {
+    /// The queue for `file`. If somebody removed the file that a thread waits for, that one is left alone.
+    fn queue(&self, file: &File) -> Arc<Queue> {
+        let identity = private_file::identity(file);
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.identity != identity {
+            *queue = Arc::new(Queue { identity, ..Queue::default() });
+        }
+        Arc::clone(&queue)
+    }
 }
 
 /// This process's place in the system's queue for the lock: one thread that waits without a
@@ -37,6 +50,8 @@ struct Turn {
 /// next one who wants the lock waits for it instead of starting another.
 #[derive(Debug, Default)]
 struct Queue {
+    /// Which file the thread waits for.
+    identity: Option<(u64, u64)>,
     place: Mutex<Place>,
     called: Condvar,
 }
@@ -97,7 +112,12 @@ impl Queue {
                 *place = Place::Called(locked);
                 self.called.notify_one();
             }
-            _ => *place = Place::None,
+            _ => {
+                *place = Place::None;
+                drop(place);
+                // Closing it unlocks it only if no child has a copy.
+                let _ = locked.map(|file| file.unlock());
+            }
         }
     }
 }
@@ -145,6 +165,12 @@ impl FileLock {
         Self { file, process: Process::current(), _turn: turn }
     }
 
+    /// Whether the file that is locked stands at `path` still, so that others find it.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.as_ref().is_some_and(|file| private_file::is_at(file, path))
+    }
+
     /// Whether it is this process that has it, and not the parent that this one was forked from.
     pub(crate) fn is_of_this_process(&self) -> bool {
         self.process.is_current()
@@ -163,12 +189,18 @@ impl Drop for FileLock {
 }
 
 #[derive(Debug)]
-struct MyTurn(Arc<Turn>);
+struct MyTurn {
+    turn: Arc<Turn>,
+    process: Process,
+}
 
 impl Drop for MyTurn {
     fn drop(&mut self) {
-        *self.0.holder.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.0.freed.notify_one();
+        // In a child it is the parent's, and perhaps in somebody's hand there.
+        if self.process.is_current() {
+            *self.turn.holder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.turn.freed.notify_one();
+        }
     }
 }
 
@@ -204,16 +236,19 @@ impl LockFile {
                 Ok(()) => file,
                 Err(TryLockError::Error(source)) => return Err(cannot_lock(source)),
                 // The system queues those who wait fairly and wakes them at once, but knows no deadline.
-                Err(TryLockError::WouldBlock) => match turn.0.queue.wait(&turn.0, file, deadline) {
-                    Some(locked) => locked.map_err(cannot_lock)?,
-                    None => return Err(timed_out()),
-                },
+                Err(TryLockError::WouldBlock) => {
+                    match turn.turn.queue(&file).wait(&turn.turn, file, deadline) {
+                        Some(locked) => locked.map_err(cannot_lock)?,
+                        None => return Err(timed_out()),
+                    }
+                }
             };
             // Nothing of ours removes a lock file, but a person or a cleaner may: what is locked then
             // is a file that nobody else can find.
             if private_file::is_at(&file, &self.path) {
                 return Ok(FileLock::new(file, turn));
             }
+            let _ = file.unlock();
             if deadline::left(deadline).is_zero() {
                 return Err(timed_out());
             }
@@ -231,7 +266,11 @@ impl LockFile {
         let file = private_file::open_lock_file(&self.path)?;
         match file.try_lock() {
             Ok(()) if private_file::is_at(&file, &self.path) => Ok(Some(FileLock::new(file, turn))),
-            Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+            Ok(()) => {
+                let _ = file.unlock();
+                Ok(None)
+            }
+            Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => {
                 Err(StoreError::CannotLock { path: self.path.clone(), source })
             }
@@ -263,7 +302,7 @@ impl LockFile {
         }
         *holder = Some(me);
         drop(holder);
-        Ok(MyTurn(turn))
+        Ok(MyTurn { turn, process: Process::current() })
     }
 }
 

@@ -4,7 +4,7 @@ mod error;
 mod lock;
 mod watch;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -135,30 +135,60 @@ impl FileStore {
     pub(crate) fn replace(&self, lock: &StoreLock, record: &[u8]) -> Result<Watch, StoreError> {
         self.check_size(record.len() as u64)?;
         self.check_lock(lock)?;
-        let mut temporary = self.directory.join(format!(".{}.tmp", self.name));
-        // What a process that was killed in the middle of a save left behind: under the lock no other save
-        // is under way. It costs the same whatever else is in the directory.
-        let mut file = match private_file::remove(&temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                temporary = self.directory.join(format!(".{}.{}.tmp", self.name, random_hex()?));
-                private_file::create_new(&temporary)?
-            }
-            _ => private_file::create_new(&temporary)?,
-        };
+        let (temporary, mut file) = self.create_temporary()?;
         let written = file.write_all(record).map_err(failed("write", &temporary));
         let written =
             written.and_then(|()| private_file::sync(&file).map_err(failed("make durable", &temporary)));
-        let replaced = written.and_then(|()| {
+        let replaced = written.map_err(StoreError::from).and_then(|()| {
             self.refuse_to_replace_what_is_no_file()?;
-            private_file::rename(&temporary, &self.path).map_err(failed("replace", &self.path))
+            // Where the lock does not keep others out they may have put a file of their own in its place.
+            if !private_file::is_at(&file, &temporary) || !lock.lock.is_at(self.lock.path()) {
+                return Err(StoreError::LockRemoved { path: self.lock.path().to_owned() });
+            }
+            Ok(private_file::rename(&temporary, &self.path).map_err(failed("replace", &self.path))?)
         });
         if let Err(error) = replaced {
             // What went wrong is told; litter that stays is swept by the next save.
-            let _ = private_file::remove(&temporary);
-            return Err(error.into());
+            if private_file::is_at(&file, &temporary) {
+                let _ = private_file::remove(&temporary);
+            }
+            return Err(error);
         }
         private_file::make_rename_durable(&self.path, Some(&file))?;
         Ok(Watch::new(file, record, self.has_reliable_identity).map_err(failed("examine", &self.path))?)
+    }
+
+    /// Makes the file to write to. Under the lock no other save is under way: one that is there was left by
+    /// a process that was killed. So it costs the same whatever else is in the directory.
+    fn create_temporary(&self) -> Result<(PathBuf, File), StoreError> {
+        let usual = self.directory.join(format!(".{}.tmp", self.name));
+        match private_file::remove(&usual) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_) => {
+                // Something else stands there. Others that did not come to use their names either are litter.
+                self.sweep();
+                let other = self.directory.join(format!(".{}.{}.tmp", self.name, random_hex()?));
+                let file = private_file::create_new(&other)?;
+                return Ok((other, file));
+            }
+        }
+        let file = private_file::create_new(&usual)?;
+        Ok((usual, file))
+    }
+
+    fn sweep(&self) {
+        let prefix = format!(".{}.", self.name);
+        let Ok(entries) = fs::read_dir(&self.directory) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let random = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".tmp"));
+            if random
+                .is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))
+            {
+                let _ = private_file::remove(&entry.path());
+            }
+        }
     }
 
     /// A rename would put the record in the place of a planted link or pipe: better to say so.
@@ -195,7 +225,7 @@ impl FileStore {
     }
 
     /// A child that was forked in the middle of a change has not got the lock.
-    fn check_lock(&self, lock: &StoreLock) -> Result<(), StoreError> {
+    pub(crate) fn check_lock(&self, lock: &StoreLock) -> Result<(), StoreError> {
         if lock.lock.is_of_this_process() {
             return Ok(());
         }

@@ -32,7 +32,10 @@ fn base() -> Option<PathBuf> {
 /// Forks. Whether this is the child.
 fn fork(base: &Path) -> bool {
     let before = std::process::id();
-    std::fs::write(base.join("fork"), "").unwrap();
+    let thread = std::fs::read_link("/proc/thread-self").unwrap();
+    let thread = thread.file_name().unwrap().to_str().unwrap().to_owned();
+    std::fs::write(base.join("unfinished"), thread).unwrap();
+    std::fs::rename(base.join("unfinished"), base.join("fork")).unwrap();
     std::process::id() != before
 }
 
@@ -282,6 +285,101 @@ fn as_one_that_forks_within() {
 #[test]
 fn a_child_that_is_forked_within_a_change_or_a_guard_has_neither() {
     drop(run("as_one_that_forks_within", &[]));
+}
+
+/// Not a test by itself: forks while a thread of it waits for a lock that nobody wants any more.
+#[test]
+fn as_one_that_has_given_up() {
+    let Some(base) = base() else { return };
+    let cache = with_key_file(&base).lock_timeout(Duration::from_millis(100)).open().unwrap();
+    let holder = std::fs::File::open(base.join("tokens/default.lock")).unwrap();
+    holder.lock().unwrap();
+    assert!(cache.add(&common::response("alice", "read")).unwrap_err().is_lock_timeout());
+    if fork(&base) {
+        stay(&base);
+    }
+    // The child has a copy of the file that the thread waits with, and of the holder's.
+    holder.unlock().unwrap();
+    let started = Instant::now();
+    while let Err(error) = cache.add(&common::response("alice", "read")) {
+        assert!(error.is_lock_timeout() && started.elapsed() < LONG, "{error}");
+    }
+}
+
+#[test]
+fn a_wait_that_was_given_up_before_a_fork_keeps_no_lock() {
+    drop(run("as_one_that_has_given_up", &[]));
+}
+
+/// Not a test by itself: forks a hundred times while threads of it change the cache.
+#[test]
+fn as_one_that_forks_while_others_change_the_cache() {
+    let Some(base) = base() else { return };
+    let cache = with_key_file(&base).open().unwrap();
+    let shared = tokenseal::SharedTokenCache::new(tokenseal::TokenCache::new());
+    for number in 0..500 {
+        cache.add(&common::response(&format!("user-{number}"), "read")).unwrap();
+    }
+    for number in 0..3_u32 {
+        let (cache, shared) = (cache.clone(), shared.clone());
+        thread::spawn(move || {
+            loop {
+                if number > 0 {
+                    cache.add(&common::response("alice", "read")).unwrap();
+                } else {
+                    drop(shared.read(tokenseal::TokenCache::accounts));
+                }
+            }
+        });
+    }
+    for number in 0..100 {
+        if fork(&base) {
+            let found = cache.accounts().unwrap().len();
+            // It says at once if a thread of its parent had it in hand.
+            let read = || shared.read(|tokens| tokens.accounts().len());
+            let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+            say(&base, &format!("child {number}"), &format!("{} {:?}", found >= 500, read.is_ok()));
+            std::process::exit(0);
+        }
+    }
+    for number in 0..100 {
+        let said = heard(&base, &format!("child {number}"));
+        assert!(said.starts_with("true "), "{said}");
+    }
+    std::process::exit(0);
+}
+
+#[test]
+fn a_child_waits_for_no_thread_that_it_has_not_got() {
+    drop(run("as_one_that_forks_while_others_change_the_cache", &[]));
+}
+
+/// Not a test by itself: forks in the call of `acquire`, and both answer.
+#[test]
+fn as_one_that_forks_in_its_call() {
+    let Some(base) = base() else { return };
+    let cache = with_key_file(&base).open().unwrap();
+    sign_in(&cache);
+    let acquired = cache.acquire(&wanted("read"), {
+        let base = base.clone();
+        move |call| {
+            if fork(&base) {
+                say(&base, "child", "");
+                return answer(&call, "child");
+            }
+            heard(&base, "child");
+            thread::sleep(Duration::from_millis(300));
+            answer(&call, "parent")
+        }
+    });
+    assert_eq!(acquired.unwrap().token().expose(), "parent");
+    assert_eq!(common::rotating::kept(&cache), ["rt-parent"], "a child saves nothing without the lock");
+    std::process::exit(0);
+}
+
+#[test]
+fn a_child_that_is_forked_in_a_call_saves_nothing() {
+    drop(run("as_one_that_forks_in_its_call", &[]));
 }
 
 /// Not a test by itself: uses the Secret Service, and forks.

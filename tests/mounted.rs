@@ -60,8 +60,16 @@ fn a_key_that_kubernetes_mounts_opens_the_cache_and_seals_the_first() {
         cache.add(&response("bob", "read")).unwrap();
         let keys = KeyFileStore::mounted(base.join("mount"));
         assert_eq!(keys.key_files().unwrap().len(), 1, "and it says what it found");
+        // What else is mounted is none of its business.
+        fs::write(base.join("mount/tls.key"), "of another program").unwrap();
+        assert_eq!(keys.key_files().unwrap().len(), 1);
+        fs::remove_file(base.join("mount/tls.key")).unwrap();
         // A sign-out cannot rotate the key, and says so.
-        assert!(cache.remove_account(&account("alice")).unwrap().is_rotation_pending());
+        let signed_out = cache.remove_account(&account("alice")).unwrap();
+        let tokenseal::Rotation::Pending { reason } = signed_out.rotation() else {
+            panic!("{:?}", signed_out.rotation())
+        };
+        assert!(reason.to_string().contains("rotate its keys where they come from"), "{reason}");
         assert!(!has(&mounted(base).open().unwrap(), "alice", "read"));
         // On a new volume the mounted key is the first one.
         fs::remove_dir_all(base.join("tokens")).unwrap();
@@ -212,6 +220,14 @@ fn nothing_is_made_in_the_home_of_another_user() {
     assert!(said.contains("ForeignParent") && said.contains("sudo -H"), "{said}");
     assert_eq!(fs::read_dir(&alice).unwrap().count(), 0, "nothing is made");
     assert!(open_with_home(&own, &[]).contains("opened "));
+    // Nor below what an earlier mistake made there.
+    for made in [".local", ".local/state"] {
+        fs::create_dir(alice.join(made)).unwrap();
+        let said = open_with_home(&alice, &[]);
+        assert!(said.contains("belongs to user 12345"), "{said}");
+    }
+    assert_eq!(fs::read_dir(alice.join(".local/state")).unwrap().count(), 0);
+    fs::remove_dir_all(alice.join(".local")).unwrap();
     // Nor where a program names a directory there.
     let named = PersistedTokenCache::builder("contoso-cli")
         .directory(alice.join("tokens"))

@@ -599,3 +599,55 @@ fn after_a_durable_change_nothing_counts_as_unsaved() {
     other.add(&response("bob", "read")).unwrap();
     assert!(!cache.read(TokenCache::has_state_changed).unwrap());
 }
+
+/// A save that others may be making as well is not acknowledged, and no half of it is seen.
+#[cfg(unix)]
+#[test]
+fn a_lock_file_that_is_removed_in_the_middle_of_a_change_is_an_error() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    cache.add(&response("alice", "read")).unwrap();
+    let removed = cache.update(|tokens| {
+        fs::remove_file(bench.directory().join("default.lock")).unwrap();
+        tokens.add(&response("bob", "read"))
+    });
+    assert!(matches!(removed, Err(Error::Store(tokenseal::StoreError::LockRemoved { .. }))), "{removed:?}");
+    assert!(has(&cache, "alice", "read") && !has(&cache, "bob", "read"));
+    cache.add(&response("bob", "read")).unwrap();
+    assert_eq!(bench.files(), ["default.lock", "default.sealed"], "no litter");
+}
+
+/// Whoever hangs with a lock file that was removed holds up nobody.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hung_holder_of_a_removed_lock_file_is_waited_for_no_more() {
+    let bench = Bench::new();
+    let cache = bench.builder().lock_timeout(Duration::from_millis(500)).open().unwrap();
+    let lock = bench.directory().join("default.lock");
+    let hung = fs::File::open(&lock).unwrap();
+    hung.lock().unwrap();
+    assert!(cache.add(&response("alice", "read")).unwrap_err().is_lock_timeout());
+    fs::remove_file(&lock).unwrap();
+    cache.add(&response("alice", "read")).unwrap();
+    let busy = fs::File::open(&lock).unwrap();
+    busy.lock().unwrap();
+    let freed = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        busy.unlock().unwrap();
+    });
+    cache.add(&response("bob", "read")).unwrap();
+    freed.join().unwrap();
+    drop(hung);
+}
+
+#[test]
+fn a_save_is_made_whatever_stands_where_the_new_file_is_made() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    fs::create_dir(bench.directory().join(".default.tmp")).unwrap();
+    fs::write(bench.directory().join(".default.0123456789abcdef.tmp"), b"litter").unwrap();
+    for _ in 0..3 {
+        cache.add(&response("alice", "read")).unwrap();
+    }
+    assert_eq!(bench.files(), [".default.tmp", "default.lock", "default.sealed"]);
+}

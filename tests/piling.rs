@@ -242,3 +242,37 @@ fn a_hundred_failed_refreshes_leave_no_thread() {
         wait_until_used(before);
     });
 }
+
+/// Whoever waits for a key that hangs waits until its own deadline, and leaves nothing.
+#[test]
+fn a_hundred_refreshes_behind_a_hung_keyring_leave_one_thread() {
+    alone("a_hundred_refreshes_behind_a_hung_keyring_leave_one_thread", || {
+        let (bench, keys) = (Bench::new(), Arc::new(Hanging::default()));
+        let cache = bench.builder_with(keys.clone()).key_timeout(Duration::from_secs(30)).open().unwrap();
+        for number in 0..100 {
+            let user = format!("user-{number}");
+            cache.add(&response(&user, "read").expires_on(std::time::SystemTime::UNIX_EPOCH)).unwrap();
+        }
+        // Another process changes the key, and this one needs the new one.
+        let other = bench.builder_with(keys.clone()).open().unwrap();
+        other.remove_account(&account("user-99")).unwrap();
+        keys.hangs.store(true, Ordering::SeqCst);
+        let before = used();
+        std::thread::scope(|scope| {
+            for number in 0..100 {
+                let cache = &cache;
+                scope.spawn(move || {
+                    let wanted = common::wanted(&format!("user-{number}"), "read");
+                    let request = AcquireRequest::new(&wanted).wait_timeout(SHORT);
+                    assert!(cache.acquire(request, never()).unwrap_err().is_transient());
+                    let query = RefreshTokenQuery::new(CLIENT, &account("user-0"));
+                    assert!(cache.refresh_guard(&query, SHORT).is_err());
+                });
+            }
+        });
+        wait_until_used((before.0 + 1, before.1));
+        keys.hangs.store(false, Ordering::SeqCst);
+        wait_until_used(before);
+        assert_eq!(cache.accounts().unwrap().len(), 99);
+    });
+}

@@ -547,10 +547,10 @@ impl Job {
             let is_own = token.client_id() == self.query.client_id;
             Look::Send(Box::new(Candidate { token, name, realm, mark, is_own }))
         });
-        looked.map_err(|error| match error.is_key_unavailable() && deadline::left(self.deadline).is_zero() {
+        looked.map_err(|error| {
             // Somebody else is reading it, or the key store hangs.
-            true => self.timed_out(),
-            false => error.into(),
+            let is_late = error.is_key_unavailable() && deadline::left(self.deadline).is_zero();
+            if is_late { self.timed_out() } else { error.into() }
         })
     }
 

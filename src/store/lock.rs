@@ -107,18 +107,15 @@ impl Queue {
     /// The waiting thread has the lock, and gives it back at once if nobody wants it any more.
     fn come_back(&self, locked: io::Result<File>) {
         let mut place = self.place();
-        match *place {
-            Place::Waiting { is_wanted: true } => {
-                *place = Place::Called(locked);
-                self.called.notify_one();
-            }
-            _ => {
-                *place = Place::None;
-                drop(place);
-                // Closing it unlocks it only if no child has a copy.
-                let _ = locked.map(|file| file.unlock());
-            }
+        if matches!(*place, Place::Waiting { is_wanted: true }) {
+            *place = Place::Called(locked);
+            self.called.notify_one();
+            return;
         }
+        *place = Place::None;
+        drop(place);
+        // Closing it unlocks it only if no child has a copy.
+        let _ = locked.map(|file| file.unlock());
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::time::Duration;
 
 use super::TokenCache;
 use super::account::Account;
@@ -39,7 +38,7 @@ impl TokenCache {
     /// Finds an access token that is valid for longer than the query's skew. Of several, one of the
     /// query's very environment comes before one of an alias, and then the one that lasts longest.
     pub fn find_access_token(&self, query: &AccessTokenQuery) -> Option<AccessToken> {
-        let (now, valid_at) = (query.valid_at(Duration::ZERO), query.valid_at(query.skew));
+        let (now, valid_at) = query.now_and_valid_at();
         self.best_access_token(query, |fields, expires_on| {
             expires_on > valid_at && was_cached_by(fields, now)
         })
@@ -162,8 +161,7 @@ impl TokenCache {
         life: Life,
         refused: Option<&Secret>,
     ) -> Option<AccessToken> {
-        let now = query.valid_at(Duration::ZERO);
-        let valid_at = query.valid_at(query.skew);
+        let (now, valid_at) = query.now_and_valid_at();
         self.best_access_token(query, |fields, expires_on| {
             let is_alive = match life {
                 Life::Fresh if !was_cached_by(fields, now) => false,
@@ -200,7 +198,7 @@ impl TokenCache {
         query: &AccessTokenQuery,
         secret: &Secret,
     ) -> Option<AccessToken> {
-        let now = query.valid_at(Duration::ZERO);
+        let (now, _) = query.now_and_valid_at();
         self.best_access_token(query, |fields, expires_on| {
             expires_on > now && fields.secret().is_some_and(|own| own == *secret)
         })
@@ -364,7 +362,7 @@ fn is_exact_environment(fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
 
 #[cfg(all(test, feature = "file"))]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
 

@@ -69,7 +69,15 @@ impl Index {
     }
 
     pub(crate) fn rows(&self, hash: u64) -> impl Iterator<Item = u32> {
-        let mut at = self.chains.get(&hash).map_or(END, |chain| chain.first);
+        self.rows_from(self.start(hash))
+    }
+
+    /// Where the rows of a hash begin, for [`rows_from`](Self::rows_from).
+    pub(crate) fn start(&self, hash: u64) -> u32 {
+        self.chains.get(&hash).map_or(END, |chain| chain.first)
+    }
+
+    pub(crate) fn rows_from(&self, mut at: u32) -> impl Iterator<Item = u32> {
         std::iter::from_fn(move || {
             let link = self.links.get(at as usize)?;
             at = link.next;

@@ -147,10 +147,10 @@ impl AccessTokenQuery {
         self
     }
 
-    /// The Unix second after which a token must expire to count as valid.
-    pub(crate) fn valid_at(&self, skew: Duration) -> i64 {
-        unix_seconds(self.now.unwrap_or_else(SystemTime::now))
-            .saturating_add(i64::try_from(skew.as_secs()).unwrap_or(i64::MAX))
+    /// The Unix second to judge by, and the one after which a token must expire to count as valid.
+    pub(crate) fn now_and_valid_at(&self) -> (i64, i64) {
+        let now = unix_seconds(self.now.unwrap_or_else(SystemTime::now));
+        (now, now.saturating_add(i64::try_from(self.skew.as_secs()).unwrap_or(i64::MAX)))
     }
 }
 

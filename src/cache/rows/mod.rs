@@ -271,20 +271,21 @@ impl Rows {
 
     /// The rows that the index gives for `lookup`. Their fields must still be compared.
     pub(crate) fn candidates(&self, lookup: Lookup<'_>) -> impl Iterator<Item = RowId> {
-        let (index, hash) = self.index_for(lookup);
-        index.rows(hash).filter(|&row| self.rows[row as usize].live)
+        let (index, start) = self.start_of(lookup);
+        index.rows_from(start).filter(|&row| self.rows[row as usize].live)
     }
 
-    fn index_for(&self, lookup: Lookup<'_>) -> (&Index, u64) {
-        if let Lookup::OwnerInRealm(kind, owner, ..) = lookup {
-            let of_owner = self.index.hash(&Lookup::Owner(kind, owner));
-            if self.index.rows(of_owner).nth(MANY).is_none() {
-                return (&self.index, of_owner);
-            }
-            let index = self.by_realm.get_or_init(|| self.index_by_realm());
-            return (index, index.hash(&lookup));
+    /// The index to look into, and where in it.
+    fn start_of(&self, lookup: Lookup<'_>) -> (&Index, u32) {
+        let Lookup::OwnerInRealm(kind, owner, ..) = lookup else {
+            return (&self.index, self.index.start(self.index.hash(&lookup)));
+        };
+        let of_owner = self.index.start(self.index.hash(&Lookup::Owner(kind, owner)));
+        if self.index.rows_from(of_owner).nth(MANY).is_none() {
+            return (&self.index, of_owner);
         }
-        (&self.index, self.index.hash(&lookup))
+        let index = self.by_realm.get_or_init(|| self.index_by_realm());
+        (index, index.start(index.hash(&lookup)))
     }
 
     fn index_by_realm(&self) -> Index {

@@ -1,6 +1,10 @@
 //! Waiting, but not for ever: points in time, and taking turns until one.
 
+#[cfg(feature = "tokio")]
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
+#[cfg(feature = "tokio")]
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::process::Process;
@@ -25,6 +29,9 @@ pub(crate) fn left(deadline: Instant) -> Duration {
 pub(crate) struct Lane {
     taken: Mutex<Option<Taken>>,
     freed: Condvar,
+    /// Those who wait without a thread, in the order in which they came.
+    #[cfg(feature = "tokio")]
+    queue: Mutex<VecDeque<Waker>>,
 }
 
 #[derive(Debug)]
@@ -48,6 +55,32 @@ impl Lane {
         let process = Process::current();
         *taken = Some(Taken { process, is_overdue: false });
         Some(InLane { lane: Arc::clone(self), process })
+    }
+
+    /// Takes the turn if it is free; otherwise `waker` is woken when it may be.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn enter_or_queue(self: &Arc<Self>, waker: Waker) -> Option<InLane> {
+        let mut queue = self.queue();
+        let in_lane = self.enter(after(Duration::ZERO));
+        if in_lane.is_none() {
+            queue.push_back(waker);
+        }
+        in_lane
+    }
+
+    /// Wakes the first of those who wait without a thread: the turn is free, or whoever was woken does not
+    /// want it any more.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn wake_next(&self) {
+        let next = self.queue().pop_front();
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Waker>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that whoever has the turn takes longer than it was given.
@@ -81,6 +114,8 @@ impl Drop for InLane {
         if self.process.is_current() {
             *self.lane.taken() = None;
             self.lane.freed.notify_one();
+            #[cfg(feature = "tokio")]
+            self.lane.wake_next();
         }
     }
 }

@@ -132,6 +132,8 @@ mod secret;
 mod store;
 #[cfg(feature = "file")]
 mod sync;
+#[cfg(feature = "tokio")]
+mod workers;
 
 pub use cache::{
     AccessToken, AccessTokenQuery, Account, AccountQuery, Added, AppMetadata, CacheError, EnvironmentAliases,
@@ -149,8 +151,8 @@ pub use persisted::{Error, PersistedTokenCache, PersistedTokenCacheBuilder, Rota
 pub use private_file::FileError;
 #[cfg(feature = "file")]
 pub use refresh::{
-    AcquireError, AcquireRequest, Acquired, FailedCall, Origin, RefreshCall, RefreshFailure, RefreshGuard,
-    SharedTokenCache, SignInReason,
+    AcquireError, AcquireRequest, Acquired, FailedCall, MintCall, Origin, RefreshCall, RefreshFailure,
+    RefreshGuard, SharedTokenCache, SignInReason,
 };
 #[cfg(feature = "file")]
 pub use store::StoreError;

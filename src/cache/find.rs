@@ -141,6 +141,14 @@ impl TokenCache {
             .collect()
     }
 
+    /// Whether there is any row of this account.
+    #[cfg(feature = "file")]
+    pub(crate) fn knows_account(&self, home_account_id: &str, environment: &str) -> bool {
+        [Kind::Account, Kind::RefreshToken, Kind::AccessToken, Kind::IdToken]
+            .into_iter()
+            .any(|kind| !self.rows_of(kind, home_account_id, environment, None).is_empty())
+    }
+
     /// The refresh token rows of an account that hold this very token.
     pub(crate) fn refresh_tokens_with_secret(
         &self,

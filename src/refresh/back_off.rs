@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::identity::TokenMark;
+use super::names::TokenMark;
 
 /// The first wait. Each failure in a row doubles it.
 pub(super) const FIRST: Duration = Duration::from_secs(1);
@@ -14,9 +14,8 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 pub(super) const LONGEST_OBEYED: Duration = Duration::from_secs(5 * 60);
 
 /// Unix milliseconds: what processes can tell each other.
-pub(super) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    milliseconds(since)
+pub(super) fn unix_millis(time: SystemTime) -> u64 {
+    milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 pub(super) fn milliseconds(duration: Duration) -> u64 {
@@ -66,7 +65,7 @@ impl BackOff {
 
     /// How long nobody may try with this refresh token; `None` if anybody may.
     pub(super) fn remaining(&self, now: u64, mark: &TokenMark) -> Option<Duration> {
-        // A clock that was set back must not lock anybody out, nor must a note that is wrong.
+        // A clock that was set back must not lock anybody out, nor must a status that is wrong.
         let until = self.until.min(self.failed_at.saturating_add(milliseconds(LONGEST_OBEYED)));
         let counts = self.failed_at <= now && self.mark == *mark;
         let left = until.checked_sub(now).filter(|&left| left > 0)?;
@@ -125,7 +124,7 @@ mod tests {
         assert_eq!(back_off.remaining(NOW + 1_000, &mark("8.a")), None, "another token");
         assert_eq!(back_off.remaining(NOW - 60_000, &mark("7.a")), None, "the clock was set back");
         let wrong = BackOff { until: u64::MAX, ..back_off };
-        assert_eq!(wrong.remaining(NOW, &mark("7.a")), Some(LONGEST_OBEYED), "a note that is wrong");
+        assert_eq!(wrong.remaining(NOW, &mark("7.a")), Some(LONGEST_OBEYED), "a status that is wrong");
         assert_eq!(wrong.remaining(NOW + 300_000, &mark("7.a")), None);
     }
 }

@@ -1,86 +1,420 @@
-//! The call to the token endpoint, blocking or asynchronous, as the one who makes it sees it.
+//! A call to the token endpoint: what it sends, and what its answer means.
 
-#[cfg(feature = "tokio")]
-use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use super::failure::RefreshFailure;
-use super::refresh_call::RefreshCall;
-use crate::cache::TokenResponse;
+use crate::cache::{ErrorResponse, TokenResponse, append_to_form, form_to_json, is_microsoft};
+use crate::secret::{Secret, SecretBytes};
 
-/// What came of a call.
-pub(super) enum Called {
-    Answered(Result<Box<TokenResponse>, RefreshFailure>),
-    /// It was given up.
-    #[cfg(feature = "tokio")]
-    TimedOut,
-    /// It never answered, and never will.
-    Lost(&'static str),
+/// A refresh to make (RFC 6749 section 6): what the function given to `acquire` is called with.
+///
+/// [`form`](Self::form) is the body to send, and [`answer`](Self::answer) says what came of it. A program
+/// with an OAuth client of its own takes the parts instead, and returns a
+/// [`TokenResponse`] or a [`RefreshFailure`] itself.
+///
+/// ```
+/// use tokenseal::{RefreshCall, RefreshFailure, TokenResponse};
+/// # struct Answer { status: u16, content_type: Option<&'static str>, retry_after: Option<&'static str>, body: &'static str }
+/// # fn post(_: &str) -> std::io::Result<Answer> {
+/// #     Ok(Answer { status: 200, content_type: None, retry_after: None, body: "{}" }) }
+///
+/// fn refresh(call: RefreshCall) -> Result<TokenResponse, RefreshFailure> {
+///     // `post` sends it with any HTTP client, as `application/x-www-form-urlencoded`.
+///     let answer = post(call.form().expose()).map_err(RefreshFailure::transient)?;
+///     call.answer(answer.status, answer.content_type, answer.retry_after, answer.body)
+/// }
+/// ```
+#[non_exhaustive]
+pub struct RefreshCall {
+    refresh_token: Secret,
+    request: Request,
 }
 
-/// A call that may be made several times, one after the other.
-pub(super) trait Call: Send + 'static {
-    /// Whether it is given up when its time is over. Otherwise those who wait must be told.
-    const CAN_BE_GIVEN_UP: bool;
-
-    fn call(&mut self, call: RefreshCall, within: Duration) -> Called;
+/// A token to get without a refresh token: what the function given to
+/// [`acquire_for_application`](crate::PersistedTokenCache::acquire_for_application) or
+/// [`acquire_with`](crate::PersistedTokenCache::acquire_with) is called with.
+///
+/// [`form`](Self::form) is the body of a client credentials request (RFC 6749 section 4.4), and
+/// [`answer`](Self::answer) says what came of it. A program that gets its token in another way (a managed
+/// identity, on behalf of a user, from another program) takes the parts instead.
+///
+/// ```
+/// use tokenseal::{MintCall, RefreshFailure, TokenResponse};
+///
+/// fn from_the_metadata_service(call: MintCall) -> Result<TokenResponse, RefreshFailure> {
+/// #   let get = |_: &str| Ok::<_, std::io::Error>((200, r#"{"access_token":"at","expires_in":"3600"}"#));
+///     let (status, body) = get(&call.scopes().join(" ")).map_err(RefreshFailure::transient)?;
+///     call.answer(status, None, None, body)
+/// }
+/// ```
+#[non_exhaustive]
+pub struct MintCall {
+    request: Request,
 }
 
-/// A blocking call.
-pub(super) struct Blocking<F>(pub(super) F);
+/// A call that a plan asks for.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// `None` if the call needs none.
+    pub(super) refresh_token: Option<Secret>,
+    pub(super) request: Request,
+}
 
-impl<F> Call for Blocking<F>
-where
-    F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
-{
-    const CAN_BE_GIVEN_UP: bool = false;
+/// What every call to a token endpoint says.
+pub(super) struct Request {
+    pub(super) client_id: String,
+    pub(super) environment: String,
+    pub(super) realm: Option<String>,
+    pub(super) scopes: Vec<String>,
+    pub(super) claims: Option<String>,
+    pub(super) token_endpoint: Option<String>,
+    /// A token's life counts from before the call: the machine may sleep between the answer and here.
+    pub(super) began: SystemTime,
+    /// Whether the form was made, so that these scopes are what was sent.
+    pub(super) has_sent_scopes: AtomicBool,
+}
 
-    fn call(&mut self, call: RefreshCall, _: Duration) -> Called {
-        Called::Answered((self.0)(call).map(Box::new))
+impl RefreshCall {
+    pub(super) fn new(call: Call) -> Self {
+        Self { refresh_token: call.refresh_token.unwrap_or_else(|| Secret::from("")), request: call.request }
+    }
+
+    /// The refresh token to send.
+    pub fn refresh_token(&self) -> &Secret {
+        &self.refresh_token
+    }
+
+    /// The client that asks.
+    pub fn client_id(&self) -> &str {
+        &self.request.client_id
+    }
+
+    /// The identity provider's host.
+    pub fn environment(&self) -> &str {
+        &self.request.environment
+    }
+
+    /// The realm (tenant) that a token is wanted for, as far as the request or the cache says.
+    pub fn realm(&self) -> Option<&str> {
+        self.request.realm.as_deref()
+    }
+
+    /// The scopes that are wanted. A program that sends them by itself says so by
+    /// [`TokenResponse::requested_scopes`]; otherwise an answer without `scope` counts as one for the scopes
+    /// of the sign-in.
+    pub fn scopes(&self) -> &[String] {
+        &self.request.scopes
+    }
+
+    /// The claims that are wanted, as JSON (`AcquireRequest::claims`).
+    pub fn claims(&self) -> Option<&str> {
+        self.request.claims.as_deref()
+    }
+
+    /// The URL of the token endpoint, where it is known: as the request named it, or at Microsoft's hosts.
+    pub fn token_endpoint(&self) -> Option<&str> {
+        self.request.token_endpoint.as_deref()
+    }
+
+    /// The request body, `application/x-www-form-urlencoded`: the grant type, the client id, the refresh
+    /// token, and the scopes and claims if there are any. A confidential client adds its authentication
+    /// (RFC 6749 section 2.3).
+    pub fn form(&self) -> Secret {
+        self.request.form("refresh_token", Some(&self.refresh_token))
+    }
+
+    /// Says what came of the request: tokens, or why there are none.
+    ///
+    /// `content_type` and `retry_after` are the headers of that name, as they came; `Retry-After` may be a
+    /// number of seconds or a date. The body is JSON or form-encoded.
+    ///
+    /// # Errors
+    /// [`RefreshFailure`] if the answer is an error, of whatever status, or holds no token.
+    pub fn answer(
+        &self,
+        status: u16,
+        content_type: Option<&str>,
+        retry_after: Option<&str>,
+        body: impl Into<SecretBytes>,
+    ) -> Result<TokenResponse, RefreshFailure> {
+        self.request.answer(status, content_type, retry_after, body.into())
     }
 }
 
-/// How much later than its own deadline a call may answer, where its runtime is busy.
-#[cfg(feature = "tokio")]
-const GRACE: Duration = Duration::from_millis(250);
+impl MintCall {
+    pub(super) fn new(call: Call) -> Self {
+        Self { request: call.request }
+    }
 
-/// An asynchronous call, made as a task of the runtime that it was handed over in.
-#[cfg(feature = "tokio")]
-pub(super) struct Asynchronous<F> {
-    pub(super) runtime: tokio::runtime::Handle,
-    pub(super) call: F,
+    /// The client that asks.
+    pub fn client_id(&self) -> &str {
+        &self.request.client_id
+    }
+
+    /// The identity provider's host.
+    pub fn environment(&self) -> &str {
+        &self.request.environment
+    }
+
+    /// The realm (tenant) that a token is wanted for, if the request names one.
+    pub fn realm(&self) -> Option<&str> {
+        self.request.realm.as_deref()
+    }
+
+    /// The scopes that are wanted. A response that does not say which were granted counts as one for these.
+    pub fn scopes(&self) -> &[String] {
+        &self.request.scopes
+    }
+
+    /// The claims that are wanted, as JSON (`AcquireRequest::claims`).
+    pub fn claims(&self) -> Option<&str> {
+        self.request.claims.as_deref()
+    }
+
+    /// The URL of the token endpoint, where it is known: as the request named it, or at Microsoft's hosts.
+    pub fn token_endpoint(&self) -> Option<&str> {
+        self.request.token_endpoint.as_deref()
+    }
+
+    /// The body of a client credentials request, `application/x-www-form-urlencoded`: the grant type, the
+    /// client id, and the scopes and claims if there are any. The client adds its authentication (RFC 6749
+    /// section 2.3).
+    pub fn form(&self) -> Secret {
+        self.request.form("client_credentials", None)
+    }
+
+    /// Says what came of the request, as [`RefreshCall::answer`] does.
+    ///
+    /// # Errors
+    /// [`RefreshFailure`] if the answer is an error, of whatever status, or holds no token.
+    pub fn answer(
+        &self,
+        status: u16,
+        content_type: Option<&str>,
+        retry_after: Option<&str>,
+        body: impl Into<SecretBytes>,
+    ) -> Result<TokenResponse, RefreshFailure> {
+        self.request.answer(status, content_type, retry_after, body.into())
+    }
 }
 
-#[cfg(feature = "tokio")]
-impl<F, R> Call for Asynchronous<F>
-where
-    F: FnMut(RefreshCall) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
-{
-    const CAN_BE_GIVEN_UP: bool = true;
+impl Request {
+    fn form(&self, grant_type: &str, refresh_token: Option<&Secret>) -> Secret {
+        let scopes = self.scopes.join(" ");
+        let length = refresh_token.map_or(0, |token| token.expose().len()) + scopes.len();
+        let mut form = SecretBytes::with_capacity(3 * (length + self.client_id.len()) + 256);
+        let mut append = |name, value: &str| append_to_form(&mut form, name, value);
+        append("grant_type", grant_type);
+        append("client_id", &self.client_id);
+        if let Some(refresh_token) = refresh_token {
+            append("refresh_token", refresh_token.expose());
+        }
+        if !scopes.is_empty() {
+            append("scope", &scopes);
+            self.has_sent_scopes.store(true, Ordering::Relaxed);
+        }
+        if let Some(claims) = &self.claims {
+            append("claims", claims);
+        }
+        if refresh_token.is_some() && is_microsoft(&self.environment) {
+            append("client_info", "1");
+        }
+        form.into_secret()
+    }
 
-    fn call(&mut self, call: RefreshCall, within: Duration) -> Called {
-        let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        // Some clients need the runtime already when the future is made.
-        let _entered = self.runtime.enter();
-        let future = (self.call)(call);
-        let task = self.runtime.spawn(async move {
-            let result = tokio::time::timeout(within, future).await;
-            // Nobody waits any more for a task that was given up.
-            let _ = answer.send(result);
-        });
-        let mut answer = answered.recv_timeout(within.saturating_add(GRACE));
-        if matches!(answer, Err(RecvTimeoutError::Timeout)) {
-            // Its runtime is not being driven, or it blocks in there. It will not be polled again.
-            task.abort();
-            answer = answered.recv_timeout(GRACE);
+    fn answer(
+        &self,
+        status: u16,
+        content_type: Option<&str>,
+        retry_after: Option<&str>,
+        body: SecretBytes,
+    ) -> Result<TokenResponse, RefreshFailure> {
+        let body = if is_form(content_type, &body) { form_to_json(&body).unwrap_or(body) } else { body };
+        let failed = |failure: RefreshFailure| match retry_after.and_then(delay) {
+            Some(delay) => failure.retry_after(delay),
+            None => failure,
+        };
+        if !(200..300).contains(&status) {
+            return Err(failed(RefreshFailure::from_error_response(status, body)));
         }
-        match answer {
-            Ok(Ok(result)) => Called::Answered(result.map(Box::new)),
-            Ok(Err(_)) | Err(RecvTimeoutError::Timeout) => Called::TimedOut,
-            Err(RecvTimeoutError::Disconnected) => {
-                Called::Lost("the call panicked, or its runtime was shut down")
-            }
+        let mut response = TokenResponse::from_json(body).map_err(|error| failed(error.into()))?;
+        if !response.body.has_tokens() {
+            return Err(failed(match ErrorResponse::in_success(&response.body) {
+                Some(error) => RefreshFailure::classified(status, error),
+                None => crate::cache::CacheError::NoTokens.into(),
+            }));
         }
+        response.received_at = Some(self.began);
+        if self.has_sent_scopes.load(Ordering::Relaxed) {
+            response.requested_scopes.clone_from(&self.scopes);
+        }
+        Ok(response)
+    }
+}
+
+impl fmt::Debug for RefreshCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.request.show(f, "RefreshCall")
+    }
+}
+
+impl fmt::Debug for MintCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.request.show(f, "MintCall")
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.show(f, "Request")
+    }
+}
+
+impl Request {
+    fn show(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        f.debug_struct(name)
+            .field("client_id", &self.client_id)
+            .field("environment", &self.environment)
+            .field("realm", &self.realm)
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a body is a form: so it says, or it is no JSON and has the members of one.
+fn is_form(content_type: Option<&str>, body: &SecretBytes) -> bool {
+    let media_type = content_type.and_then(|named| named.split(';').next()).unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        // Some servers say so of JSON.
+        return !begins_like_json(body);
+    }
+    let has = |name: &str| {
+        let text = body.expose();
+        text.starts_with(name.as_bytes())
+            || text.windows(name.len() + 1).any(|part| part[0] == b'&' && part[1..] == *name.as_bytes())
+    };
+    let is_json = media_type.to_ascii_lowercase().contains("json");
+    !is_json && !begins_like_json(body) && (has("access_token=") || has("error="))
+}
+
+fn begins_like_json(body: &SecretBytes) -> bool {
+    let text = body.expose();
+    let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
+    text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110 section 10.2.3).
+fn delay(header: &str) -> Option<Duration> {
+    let header = header.trim();
+    if let Ok(seconds) = header.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(header).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::failure::Reason;
+    use super::*;
+
+    fn call(environment: &str) -> RefreshCall {
+        let request = Request {
+            client_id: "my app".into(),
+            environment: environment.into(),
+            realm: None,
+            scopes: vec!["read".into(), "write".into()],
+            claims: None,
+            token_endpoint: None,
+            began: SystemTime::now() - Duration::from_secs(10),
+            has_sent_scopes: AtomicBool::new(false),
+        };
+        RefreshCall { refresh_token: Secret::from("r/t+1"), request }
+    }
+
+    #[test]
+    fn the_form_has_what_the_standard_asks_for() {
+        let plain = "grant_type=refresh_token&client_id=my+app&refresh_token=r%2Ft%2B1&scope=read+write";
+        assert_eq!(call("idp.example").form().expose(), plain);
+        let mut with_claims = call("login.microsoftonline.com");
+        with_claims.request.claims = Some(r#"{"a":1}"#.into());
+        assert_eq!(with_claims.form().expose(), format!("{plain}&claims=%7B%22a%22%3A1%7D&client_info=1"));
+        let mut without_scopes = call("idp.example");
+        without_scopes.request.scopes.clear();
+        assert!(!without_scopes.form().expose().contains("scope"));
+        let minted = MintCall { request: call("login.microsoftonline.com").request }.form();
+        assert_eq!(minted.expose(), "grant_type=client_credentials&client_id=my+app&scope=read+write");
+        assert!(!without_scopes.request.has_sent_scopes.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn an_answer_without_scopes_has_those_that_were_sent() {
+        let call = call("idp.example");
+        let body = r#"{"access_token":"at","expires_in":60}"#;
+        let answer = |call: &RefreshCall| call.answer(200, None, None, body).unwrap();
+        assert_eq!(answer(&call).granted(), None, "nothing was sent from here");
+        let _form = call.form();
+        assert_eq!(answer(&call).granted().as_deref(), Some("read write"));
+        assert_eq!(answer(&call).received_at, Some(call.request.began));
+    }
+
+    #[test]
+    fn forms_are_read_whatever_they_are_called() {
+        let answer = |content_type, body: &str| {
+            call("idp.example").answer(200, content_type, None, body).unwrap().access_token().unwrap()
+        };
+        let form = "access_token=a%20t&scope=read&token_type=bearer";
+        for content_type in [
+            Some("application/x-www-form-urlencoded; charset=utf-8"),
+            Some("text/plain"),
+            Some("text/html"),
+            None,
+        ] {
+            assert_eq!(answer(content_type, form).expose(), "a t", "{content_type:?}");
+        }
+        let json = "\u{feff} {\"access_token\":\"a&access_token=b\"}";
+        assert_eq!(answer(Some("application/x-www-form-urlencoded"), json).expose(), "a&access_token=b");
+        let error = "error=bad_refresh_token&error_description=The+refresh+token";
+        let failure = call("idp.example").answer(200, Some("application/x-www-form-urlencoded"), None, error);
+        assert!(failure.unwrap_err().is_rejected());
+        assert!(
+            call("idp.example").answer(400, None, None, "error=invalid_grant").unwrap_err().is_rejected()
+        );
+        assert!(call("idp.example").answer(200, Some("text/html"), None, "<html>").is_err());
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let asked = |header: &str| {
+            let failure = call("idp.example").answer(503, None, Some(header), "").unwrap_err();
+            let Reason::Transient { retry_after, .. } = failure.0 else { panic!("{failure:?}") };
+            retry_after
+        };
+        assert_eq!(asked(" 7 "), Some(Duration::from_secs(7)));
+        let in_a_minute = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        assert!((Duration::from_secs(55)..=Duration::from_secs(60)).contains(&asked(&in_a_minute).unwrap()));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(asked("soon"), None);
+    }
+
+    #[test]
+    fn answers_without_a_token_are_failures() {
+        let transient = |body: &str| {
+            let failure = call("idp.example").answer(200, Some("application/json"), None, body).unwrap_err();
+            matches!(failure.0, Reason::Transient { .. })
+        };
+        for body in ["{}", "", "<html>", r#"{"access_token":""}"#, r#"{"ok":false}"#, r#"{"scope":"read"}"#] {
+            assert!(transient(body), "{body}");
+        }
+        for body in [r#"{"error":"bad_refresh_token"}"#, r#"{"ok":false,"error":"invalid_scope"}"#] {
+            assert!(!transient(body), "{body}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        assert!(!format!("{:?}", call("idp.example")).contains("r/t"));
     }
 }

@@ -127,6 +127,14 @@ pub enum AcquireError {
     )]
     NoAccount,
 
+    /// A token of the application itself is asked for, and the query names an account.
+    #[error("an account is named, and the application's own tokens belong to none: use `acquire_with`")]
+    NamesAccount,
+
+    /// A token is asked for that needs no refresh token, and the query names no identity provider.
+    #[error("no identity provider is named: name its host with `AccessTokenQuery::environment`")]
+    NoEnvironment,
+
     /// A refresh guard was asked for while a renewed refresh token is in this process's memory only,
     /// because it cannot be saved.
     #[error(
@@ -149,6 +157,11 @@ pub enum AcquireError {
     /// The cache failed.
     #[error(transparent)]
     Cache(Arc<Error>),
+
+    /// An asynchronous call was made outside a Tokio runtime.
+    #[cfg(feature = "tokio")]
+    #[error("there is no Tokio runtime here: await this in a task of one")]
+    NoRuntime,
 
     /// The operating system gave no thread to refresh in.
     #[error("no thread could be started to refresh in: {source}")]
@@ -204,6 +217,11 @@ impl std::error::Error for FailedCall {
 impl AcquireError {
     pub(super) fn sign_in(reason: SignInReason) -> Self {
         Self::SignInRequired { reason, claims: None }
+    }
+
+    /// A refresh ended without saying how.
+    pub(super) fn unexplained() -> Self {
+        Self::Unavailable { retry_after: Duration::ZERO, cause: None }
     }
 
     /// Whether nothing but a sign-in helps.

@@ -51,7 +51,7 @@ impl fmt::Debug for Cause {
 #[derive(Debug)]
 pub struct RefreshFailure(pub(super) Reason);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Reason {
     Rejected(Rejection),
     Refused {

@@ -1,15 +1,15 @@
 //! The right to use a refresh token, for those who load, call and save by themselves.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::desk::Desk;
 use super::error::{AcquireError, FailedCall};
 use super::failure::{Reason, RefreshFailure};
-use super::identity::{CredentialName, RequestId, TokenMark, credential_name};
+use super::lease::Lease;
+use super::names::{RequestId, TokenMark, lease_name};
 use super::refusal::Verdict;
-use super::tokens::Tokens;
-use super::turn::Turn;
+use super::registry::Registry;
+use super::source::Source;
 use crate::cache::{Account, Added, CacheError, RefreshToken, RefreshTokenQuery, TokenResponse};
 use crate::deadline;
 use crate::persisted::Error;
@@ -52,10 +52,9 @@ use crate::persisted::Error;
 #[derive(Debug)]
 #[must_use = "dropping the guard lets others use the refresh token"]
 pub struct RefreshGuard {
-    turn: Turn,
-    tokens: Tokens,
-    desk: Arc<Desk>,
-    name: CredentialName,
+    lease: Lease,
+    source: Source,
+    registry: Arc<Registry>,
     request: RequestId,
     client_id: String,
     token: Option<RefreshToken>,
@@ -67,31 +66,30 @@ const SLICE: Duration = Duration::from_millis(250);
 impl RefreshGuard {
     /// Waits for the guard for as long as it `is_wanted`.
     pub(super) fn wait(
-        tokens: &Tokens,
-        desk: &Arc<Desk>,
+        source: &Source,
+        registry: &Arc<Registry>,
         query: &RefreshTokenQuery,
         within: Duration,
         is_wanted: impl Fn() -> bool,
     ) -> Result<Self, AcquireError> {
-        tokens.check_not_in_hand()?;
+        source.check_not_in_hand()?;
         let deadline = deadline::after(within);
-        let look = || {
-            tokens.read_by(deadline, |cache| (credential_name(cache, query), cache.find_refresh_token(query)))
-        };
+        let look =
+            || source.read_by(deadline, |cache| (lease_name(cache, query), cache.find_refresh_token(query)));
         let (mut expected, _) = look()?;
         loop {
             let slice = deadline.min(deadline::after(SLICE));
-            let mut turn = match desk.turn(tokens, &expected, within, slice) {
+            let mut lease = match registry.lease(source, &expected, within, slice) {
                 Err(AcquireError::WaitTimedOut { .. })
                     if !deadline::left(deadline).is_zero() && is_wanted() =>
                 {
                     continue;
                 }
-                turn => turn?,
+                lease => lease?,
             };
-            turn.save(tokens);
-            if turn.unsaved().has_renewed_tokens()
-                && let Some(source) = turn.unsaved().failure()
+            lease.save(source);
+            if lease.held.pending.has_renewed_tokens()
+                && let Some(source) = lease.held.pending.failure()
             {
                 return Err(AcquireError::NotSaved { source });
             }
@@ -101,18 +99,19 @@ impl RefreshGuard {
                 expected = name;
                 continue;
             }
-            let request = RequestId::of_guard(query);
+            let (request, now) = (RequestId::of_guard(query), SystemTime::now());
             if let Some(mark) = token.as_ref().map(TokenMark::of) {
-                if let Some(retry_after) = turn.back_off(&mark) {
+                if let Some(retry_after) = lease.held.back_off(&mark, now) {
                     return Err(AcquireError::Unavailable { retry_after, cause: None });
                 }
-                if let Some((left, verdict)) = turn.refusal(&request, &mark) {
+                if let Some((left, verdict)) = lease.held.refusal(&request, &mark, now) {
                     return Err(verdict.clone().into_error(left));
                 }
             }
-            turn.begin_use();
-            let (tokens, desk, client_id) = (tokens.clone(), Arc::clone(desk), query.client_id.clone());
-            return Ok(Self { turn, tokens, desk, name, request, client_id, token });
+            lease.begin_use();
+            let (source, registry, client_id) =
+                (source.clone(), Arc::clone(registry), query.client_id.clone());
+            return Ok(Self { lease, source, registry, request, client_id, token });
         }
     }
 
@@ -130,7 +129,7 @@ impl RefreshGuard {
     /// holds is saved all the same, unless it is another user's. [`AcquireError::NotSaved`] if the disk did
     /// not take it: it is kept in memory and saved later, and nobody sends the old token meanwhile.
     pub fn save(&mut self, response: TokenResponse) -> Result<Added, AcquireError> {
-        self.turn.check_process()?;
+        self.lease.check_process()?;
         let mut answer = response;
         if let Some(sent) = &self.token {
             answer.sent_refresh_token = Some(sent.secret());
@@ -138,7 +137,7 @@ impl RefreshGuard {
             answer.home_account_id = sent.home_account_id().map(str::to_owned);
             answer.client_id.get_or_insert_with(|| self.client_id.clone());
         }
-        let taken = self.tokens.read_in_memory(|cache| cache.fork().add(&answer))?;
+        let taken = self.source.read_in_memory(|cache| cache.fork().add(&answer))?;
         let (answer, added) = match taken {
             Ok(added) => (answer, Ok(added)),
             Err(error) => {
@@ -150,22 +149,23 @@ impl RefreshGuard {
         };
         let before = self.token.as_ref().map(TokenMark::of);
         if self.token.is_some() {
-            self.turn.renew(Arc::new(answer), &self.tokens);
+            self.lease.held.pending.renew(Arc::new(answer));
+            self.lease.save(&self.source);
         } else {
-            self.tokens.update(|cache| cache.add(&answer))?;
+            self.source.update(|cache| cache.add(&answer))?;
         }
-        self.turn.granted(&self.request);
-        if let Some(source) = self.turn.unsaved().failure() {
-            self.turn.save_later(&self.tokens, &self.desk, &self.name);
+        self.lease.held.granted(&self.request);
+        if let Some(source) = self.lease.held.pending.failure() {
+            self.lease.save_later(&self.source, &self.registry);
             return Err(AcquireError::NotSaved { source });
         }
         if let Some(sent) = self.token.take() {
             let account = Account::new(sent.home_account_id().unwrap_or_default(), sent.environment());
             let account = Account { issuer: sent.issuer.clone(), ..account };
             let wanted = RefreshTokenQuery::new(&self.client_id, &account);
-            self.token = self.tokens.read(|cache| cache.find_refresh_token(&wanted))?;
+            self.token = self.source.read(|cache| cache.find_refresh_token(&wanted))?;
             if let (Some(from), Some(to)) = (before, self.token.as_ref().map(TokenMark::of)) {
-                self.turn.rotated(&from, &to);
+                self.lease.held.rotated(&from, &to);
             }
         }
         added
@@ -175,35 +175,37 @@ impl RefreshGuard {
     /// processes: one that is surely dead is removed, and nobody asks again before the back-off is over.
     /// Returns what to tell the caller.
     pub fn rejected(&mut self, failure: RefreshFailure) -> AcquireError {
-        if let Err(error) = self.turn.check_process() {
+        if let Err(error) = self.lease.check_process() {
             return error;
         }
-        let mark = self.token.as_ref().map_or_else(|| TokenMark::parse("none"), TokenMark::of);
+        let now = SystemTime::now();
+        let mark = self.token.as_ref().map_or_else(TokenMark::none, TokenMark::of);
         match failure.0 {
             Reason::Transient { retry_after, cause } => {
-                let retry_after = self.turn.failed(retry_after, &mark);
+                let retry_after = self.lease.held.failed(retry_after, &mark, now);
                 AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) }
             }
             Reason::Unexplained { retry_after, .. } => {
                 // Which request it was is not known here.
-                let retry_after = self.turn.failed(retry_after, &mark);
+                let retry_after = self.lease.held.failed(retry_after, &mark, now);
                 AcquireError::Unavailable { retry_after, cause: None }
             }
             Reason::Refused { error } => {
-                self.turn.answered();
+                self.lease.held.answered();
                 let verdict = Verdict::Refused(error);
-                let left = self.turn.refused(&self.request, &mark, verdict.clone(), None);
+                let left = self.lease.held.refused(&self.request, &mark, verdict.clone(), None, now);
                 verdict.into_error(left)
             }
             Reason::Rejected(rejection) => {
-                self.turn.answered();
+                self.lease.held.answered();
                 let own =
                     self.token.take_if(|token| rejection.ends_token && token.client_id() == self.client_id);
                 if let Some(token) = own {
-                    self.turn.retire(token, &self.tokens);
+                    self.lease.held.pending.retire(token);
+                    self.lease.save(&self.source);
                 } else {
                     let verdict = Verdict::Rejected(rejection.clone());
-                    self.turn.refused(&self.request, &mark, verdict, None);
+                    self.lease.held.refused(&self.request, &mark, verdict, None, now);
                 }
                 rejection.into()
             }
@@ -213,6 +215,6 @@ impl RefreshGuard {
     /// Whether other processes are kept out. They are not where the cache is in memory only, or in a
     /// directory that cannot be written to.
     pub fn covers_other_processes(&self) -> bool {
-        self.turn.covers_other_processes()
+        self.lease.covers_other_processes()
     }
 }

@@ -3,65 +3,63 @@
 //! ```text
 //! look into the cache ─ fresh ───────────────────────────────────────────────► the token
 //!        │ stale
-//! take a seat (flight): one caller of this process leads, the others wait
+//! join the flight (single_flight): one caller of this process leads, the others wait
 //!        │
-//! take the turn (turn): one process at a time, by a lock file for each refresh token
+//! take the lease (lease): one process at a time, by a lock file for each refresh token
 //!        │
-//! look again (engine) ─ somebody else refreshed it ──────────────────────────► the token
+//! look again (plan) ─── somebody else refreshed it ──────────────────────────► the token
 //!        │ still stale
 //! call ─ rejected: retire that token if it is surely dead, look again
-//!      ─ refused: remember it for this request (refusal), noted beside the lock (note) for all processes
+//!      ─ refused: remember it for this request (refusal), noted beside the lock (status) for all processes
 //!      ─ transient: back off, noted there too
 //!        │ tokens, for the same user
-//! save; what cannot be saved is kept (unsaved), and so is the lock ──────────► the token
+//! save; what cannot be saved is kept (pending), and so is the lock ──────────► the token
 //! ```
 //!
 //! The lock on the cache file is taken for the save only, never across the call.
 
-mod acquired;
-mod attempt;
 mod back_off;
+mod blocking;
 mod call;
-mod desk;
-mod engine;
+mod caller;
+mod driver;
 mod error;
 mod failure;
-mod flight;
 mod freshness;
 mod guard;
-mod identity;
-mod landing;
+mod held;
+mod lease;
+mod look;
 mod meaning;
 #[cfg(all(test, tokenseal_model))]
 mod model;
-mod note;
-mod refresh_call;
+mod names;
+mod pending;
+mod plan;
 mod refusal;
+mod registry;
 mod request;
-mod shared;
+mod single_flight;
+mod source;
+mod status;
 #[cfg(feature = "tokio")]
-mod task;
-mod tokens;
-mod turn;
-mod unsaved;
+mod tokio;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use acquired::{Acquired, Origin};
+pub use call::{MintCall, RefreshCall};
 pub use error::{AcquireError, FailedCall, SignInReason};
 pub use failure::RefreshFailure;
 pub use guard::RefreshGuard;
-pub use refresh_call::RefreshCall;
-pub use request::AcquireRequest;
-pub use shared::SharedTokenCache;
+pub use request::{AcquireRequest, Acquired, Origin};
+pub use source::SharedTokenCache;
 
 use crate::cache::{RefreshTokenQuery, TokenResponse};
 use crate::persisted::PersistedTokenCache;
-use attempt::{Attempt, Found, Step};
-use call::Blocking;
-use desk::Desk;
-use tokens::Tokens;
+use call::Call;
+use registry::Registry;
+use source::Source;
 
 impl PersistedTokenCache {
     /// Returns a valid access token, refreshing it if necessary: at once from the cache if there is a fresh
@@ -70,7 +68,7 @@ impl PersistedTokenCache {
     ///
     /// `call` sends the refresh token to the token endpoint (RFC 6749 section 6) and says what came back:
     /// [`RefreshCall::form`] is the body to send, and [`RefreshCall::answer`] reads the answer. It runs on a
-    /// thread of its own, without the cache's lock, and only for the one caller whose turn it is; if the
+    /// thread of its own, without the cache's lock, and only for the one caller whose lease it is; if the
     /// server rejects a token and the cache has another, it is called again with that. What came back is on
     /// disk before this returns.
     ///
@@ -140,12 +138,79 @@ impl PersistedTokenCache {
     pub fn acquire<'a, F>(
         &self,
         request: impl Into<AcquireRequest<'a>>,
-        call: F,
+        mut call: F,
     ) -> Result<Acquired, AcquireError>
     where
         F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
     {
-        acquire(&Tokens::File(self.clone()), || Desk::of(self), request.into(), call)
+        let call = move |sent: Call| call(RefreshCall::new(sent));
+        blocking::acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), true, call)
+    }
+
+    /// Returns a valid access token of the application itself, getting one if necessary: by one call among
+    /// all threads, tasks and processes that share the cache, as [`acquire`](Self::acquire) does for a user.
+    ///
+    /// `call` gets the token by client credentials (RFC 6749 section 4.4), from a managed identity, or in any
+    /// other way that needs no refresh token. The query names the environment, and no account. What the
+    /// response does not say is taken from the query: the environment, the realm and the scopes.
+    ///
+    /// Deadlines, back-off, remembered refusals and the limits are those of [`acquire`](Self::acquire).
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use tokenseal::{MemoryKeyStore, PersistedTokenCache};
+    /// # let directory = tempfile::tempdir()?;
+    /// # let cache = PersistedTokenCache::builder("contoso-daemon")
+    /// #     .directory(directory.path().join("tokens"))
+    /// #     .key_store(Arc::new(MemoryKeyStore::new()))
+    /// #     .open()?;
+    /// # fn post(_: &str) -> std::io::Result<(u16, &'static str)> {
+    /// #     Ok((200, r#"{"access_token":"at","expires_in":3600}"#)) }
+    /// use tokenseal::{AccessTokenQuery, RefreshFailure};
+    ///
+    /// let wanted = AccessTokenQuery::new("my-daemon")
+    ///     .environment("idp.example.com")
+    ///     .realm("contoso")
+    ///     .scopes(["orders.read"]);
+    /// let acquired = cache.acquire_for_application(&wanted, |call| {
+    ///     let form = format!("{}&client_secret=s3cret", call.form().expose());
+    ///     let (status, body) = post(&form).map_err(RefreshFailure::transient)?;
+    ///     call.answer(status, None, None, body)
+    /// })?;
+    /// assert_eq!(acquired.token().expose(), "at");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AcquireError`] as for [`acquire`](Self::acquire), and if the query names no environment or names an
+    /// account.
+    pub fn acquire_for_application<'a, F>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    {
+        mint(&Source::File(self.clone()), || Registry::of(self), for_application(request.into())?, call)
+    }
+
+    /// Returns a valid access token, getting one by `call` if necessary, without a refresh token: on behalf of
+    /// a user, or from another program that keeps the session. It is
+    /// [`acquire_for_application`](Self::acquire_for_application) for the tokens of a user. The query names
+    /// the account, or at least the environment.
+    ///
+    /// # Errors
+    /// [`AcquireError`] as for [`acquire`](Self::acquire), and if the query names no environment.
+    pub fn acquire_with<'a, F>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    {
+        mint(&Source::File(self.clone()), || Registry::of(self), request.into(), call)
     }
 
     /// Locks the refresh token that `query` finds, for callers that send it and save the answer
@@ -160,7 +225,7 @@ impl PersistedTokenCache {
         query: &RefreshTokenQuery,
         within: Duration,
     ) -> Result<RefreshGuard, AcquireError> {
-        RefreshGuard::wait(&Tokens::File(self.clone()), &Desk::of(self), query, within, || true)
+        RefreshGuard::wait(&Source::File(self.clone()), &Registry::of(self), query, within, || true)
     }
 
     /// Waits until every refresh of this cache that is under way in this process has been saved, `within`
@@ -183,7 +248,7 @@ impl PersistedTokenCache {
     /// [`AcquireError::NotSettled`] if a refresh takes longer, and [`AcquireError::NotSaved`] if what came
     /// cannot be saved.
     pub fn settle(&self, within: Duration) -> Result<(), AcquireError> {
-        Desk::of(self).settle(&Tokens::File(self.clone()), within)
+        Registry::of(self).settle(&Source::File(self.clone()), within)
     }
 }
 
@@ -197,12 +262,45 @@ impl SharedTokenCache {
     pub fn acquire<'a, F>(
         &self,
         request: impl Into<AcquireRequest<'a>>,
-        call: F,
+        mut call: F,
     ) -> Result<Acquired, AcquireError>
     where
         F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
     {
-        acquire(&self.tokens, || self.desk(), request.into(), call)
+        let call = move |sent: Call| call(RefreshCall::new(sent));
+        blocking::acquire(&self.source, || self.registry(), request.into(), true, call)
+    }
+
+    /// Returns a valid access token of the application itself, getting one if necessary, as
+    /// [`PersistedTokenCache::acquire_for_application`] does.
+    ///
+    /// # Errors
+    /// [`AcquireError`] as for [`PersistedTokenCache::acquire_for_application`].
+    pub fn acquire_for_application<'a, F>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    {
+        mint(&self.source, || self.registry(), for_application(request.into())?, call)
+    }
+
+    /// Returns a valid access token, getting one by `call` if necessary, as
+    /// [`PersistedTokenCache::acquire_with`] does.
+    ///
+    /// # Errors
+    /// [`AcquireError`] as for [`PersistedTokenCache::acquire_with`].
+    pub fn acquire_with<'a, F>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    {
+        mint(&self.source, || self.registry(), request.into(), call)
     }
 
     /// Waits until every refresh of this cache that is under way has ended, `within` this time, as
@@ -211,7 +309,7 @@ impl SharedTokenCache {
     /// # Errors
     /// [`AcquireError::NotSettled`] if a refresh takes longer.
     pub fn settle(&self, within: Duration) -> Result<(), AcquireError> {
-        self.desk().settle(&self.tokens, within)
+        self.registry().settle(&self.source, within)
     }
 
     /// Locks a refresh token, as [`PersistedTokenCache::refresh_guard`] does,
@@ -224,32 +322,24 @@ impl SharedTokenCache {
         query: &RefreshTokenQuery,
         within: Duration,
     ) -> Result<RefreshGuard, AcquireError> {
-        RefreshGuard::wait(&self.tokens, &self.desk(), query, within, || true)
+        RefreshGuard::wait(&self.source, &self.registry(), query, within, || true)
     }
 }
 
-fn acquire<F>(
-    tokens: &Tokens,
-    desk: impl FnOnce() -> Arc<Desk>,
+fn mint<F>(
+    source: &Source,
+    registry: impl FnOnce() -> Arc<Registry>,
     request: AcquireRequest<'_>,
-    call: F,
+    mut call: F,
 ) -> Result<Acquired, AcquireError>
 where
-    F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    F: FnMut(MintCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
 {
-    let due = match attempt::look(tokens, &request)? {
-        Found::Fresh(token) => return Ok(Acquired::from_cache(token)),
-        Found::Due(token) => Some(token),
-        Found::Nothing => None,
-    };
-    let mut attempt = Attempt::new(tokens, desk(), request, Blocking(call), due)?;
-    loop {
-        let flight = match attempt.board() {
-            Step::Done(result) => return result,
-            Step::Wait(flight) => flight,
-        };
-        if let Some(result) = attempt.judge(flight.wait(attempt.patience())) {
-            return result;
-        }
-    }
+    let call = move |sent: Call| call(MintCall::new(sent));
+    blocking::acquire(source, registry, request, false, call)
+}
+
+/// Fails if the request is for a user.
+fn for_application(request: AcquireRequest<'_>) -> Result<AcquireRequest<'_>, AcquireError> {
+    if request.query.owner.home_account_id.is_some() { Err(AcquireError::NamesAccount) } else { Ok(request) }
 }

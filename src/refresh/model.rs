@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::flight::{Flight, Flights, Lead, Patience, Seat, Waited};
+use super::single_flight::{Flight, Joined, Leader, Patience, SingleFlight, Waited};
 use crate::deadline::{self, Lane};
 use crate::sync::Mutex;
 
 /// As much of the world as the flights and the lane are to protect.
 struct World {
-    flights: Arc<Flights<&'static str, u32>>,
+    flights: Arc<SingleFlight<&'static str, u32>>,
     lane: Arc<Lane>,
     provider: Mutex<Provider>,
 }
@@ -42,7 +42,7 @@ impl World {
         self.provider(|provider| provider.fresh.contains(&scope))
     }
 
-    /// What `engine` does: turn, look again, call, save.
+    /// What `engine` does: lease, look again, call, save.
     fn refresh(&self, scope: &'static str) {
         let _turn = self.lane.enter(far()).expect("nobody holds it for ever");
         if self.is_fresh(scope) {
@@ -70,15 +70,15 @@ impl World {
             if self.is_fresh(scope) {
                 return;
             }
-            match self.flights.board(&scope) {
-                Seat::Follow(flight) => match wait(&flight) {
-                    Waited::Landed(_) => break,
+            match self.flights.join(&scope) {
+                Joined::Follower(flight) => match wait(&flight) {
+                    Waited::Finished(_) => break,
                     Waited::Crashed => {}
                     other => panic!("{other:?}"),
                 },
-                Seat::Lead(lead) => {
+                Joined::Leader(lead) => {
                     self.refresh(scope);
-                    lead.land(1);
+                    lead.finish(1);
                     break;
                 }
             }
@@ -101,7 +101,7 @@ fn blocking(flight: &Flight<u32>) -> Waited<u32> {
 
 #[cfg(feature = "tokio")]
 fn asynchronous(flight: &Flight<u32>) -> Waited<u32> {
-    use super::flight::Waiting;
+    use super::single_flight::Waiting;
     use std::task::Context;
 
     loop {
@@ -198,12 +198,12 @@ fn a_leader_that_crashes_strands_nobody() {
     check(3, || {
         let world = World::new();
         let crashing = Arc::clone(&world);
-        let crashed = thread::spawn(move || match crashing.flights.board(&"read") {
-            Seat::Lead(lead) => {
-                let _: &Lead<_, _> = &lead;
+        let crashed = thread::spawn(move || match crashing.flights.join(&"read") {
+            Joined::Leader(lead) => {
+                let _: &Leader<_, _> = &lead;
                 assert!(lead.call_begins(false, far()));
             }
-            Seat::Follow(flight) => drop(blocking(&flight)),
+            Joined::Follower(flight) => drop(blocking(&flight)),
         });
         all(&world, &["read"; 2], blocking);
         crashed.join().unwrap();

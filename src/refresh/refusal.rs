@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::back_off::{self, FIRST, LONGEST, LONGEST_OBEYED, milliseconds};
 use super::error::{AcquireError, SignInReason};
 use super::failure::Rejection;
-use super::identity::{RequestId, TokenMark};
+use super::names::{RequestId, TokenMark};
 
 /// How long an answer counts by which the server refused a request and left the token alive, at first (as
 /// in MSAL) and at the most. Each one in a row doubles it.
@@ -80,7 +80,7 @@ impl Refusal {
 
     /// How long the same request, with the same token, need not be made again.
     pub(super) fn remaining(&self, request: &RequestId, mark: &TokenMark, now: u64) -> Option<Duration> {
-        // A clock that was set back must not lock anybody out, nor must a note that is wrong.
+        // A clock that was set back must not lock anybody out, nor must a status that is wrong.
         let longest = match self.verdict {
             Verdict::OtherUser => UNTIL_SIGN_IN,
             _ => LONGEST_REFUSAL,
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(
             wrong.remaining(&request("a"), &mark("1.a"), NOW + 3_600_000),
             None,
-            "a note that is wrong"
+            "a status that is wrong"
         );
     }
 

@@ -9,7 +9,7 @@ use base64ct::{Base64UrlUnpadded, Encoding as _};
 
 use super::back_off::BackOff;
 use super::failure::Rejection;
-use super::identity::TokenMark;
+use super::names::TokenMark;
 use super::refusal::{Refusal, Verdict};
 use crate::cache::code;
 use crate::private_file;
@@ -18,7 +18,7 @@ use crate::secret::Secret;
 /// The first line. Other versions of the crate read what they understand.
 const FIRST_LINE: &str = "tokenseal refresh 2";
 
-/// More than a note is ever long.
+/// More than a status is ever long.
 const LONGEST: u64 = 1024 * 1024;
 
 /// How many refusals are remembered: the newest.
@@ -28,14 +28,24 @@ const MOST_REFUSALS: usize = 512;
 const MOST_GRANTED: usize = 512;
 
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Note {
+pub(super) struct Status {
     /// The process that holds the lock.
     pub(super) holder: Option<u32>,
     pub(super) back_off: Option<BackOff>,
     pub(super) refusals: Vec<Refusal>,
 }
 
-impl Note {
+impl Status {
+    /// What is to be believed of what could not be written and what was: what could not be is newer, unless
+    /// somebody else has failed since.
+    pub(super) fn newer_of(unwritten: Option<Self>, written: Self) -> Self {
+        let newest = |status: &Self| {
+            let refused_at = status.refusals.iter().map(|refusal| refusal.at).max();
+            status.back_off.as_ref().map(|back_off| back_off.failed_at).max(refused_at)
+        };
+        unwritten.filter(|status| newest(status) >= newest(&written)).unwrap_or(written)
+    }
+
     /// Whether there is nothing that others should know when the lock is free.
     pub(super) fn is_empty(&self) -> bool {
         self.back_off.is_none() && self.refusals.is_empty()
@@ -119,21 +129,21 @@ impl Note {
     }
 
     fn parse(text: &str) -> Self {
-        let mut note = Self::default();
+        let mut status = Self::default();
         let mut lines = text.lines();
         if lines.next() != Some(FIRST_LINE) {
-            return note;
+            return status;
         }
         for line in lines {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             match &words[..] {
-                ["holder", pid] => note.holder = pid.parse().ok(),
+                ["holder", pid] => status.holder = pid.parse().ok(),
                 ["failed", failed_at, until, failures, mark] => {
                     if let (Ok(failed_at), Ok(until), Ok(failures)) =
                         (failed_at.parse(), until.parse(), failures.parse())
                     {
                         let mark = TokenMark::parse(mark);
-                        note.back_off = Some(BackOff { failed_at, until, failures, mark });
+                        status.back_off = Some(BackOff { failed_at, until, failures, mark });
                     }
                 }
                 [kind, at, until, times, request, mark, said @ ..] => {
@@ -142,12 +152,12 @@ impl Note {
                     };
                     let Some(verdict) = verdict(kind, said) else { continue };
                     let (request, mark) = ((*request).to_owned(), TokenMark::parse(mark));
-                    note.refuse(Refusal { at, until, times, request, mark, verdict });
+                    status.refuse(Refusal { at, until, times, request, mark, verdict });
                 }
                 _ => {}
             }
         }
-        note
+        status
     }
 }
 
@@ -200,12 +210,12 @@ fn verdict(kind: &str, said: &[&str]) -> Option<Verdict> {
     })
 }
 
-/// Removes a note, which the lock must be held for.
+/// Removes a status, which the lock must be held for.
 pub(super) fn remove(path: &Path) {
     let _ = private_file::remove(path);
 }
 
-/// One name for each note: what a killed process leaves, the next one removes.
+/// One name for each status: what a killed process leaves, the next one removes.
 fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.tmp"))
@@ -221,7 +231,7 @@ mod tests {
         Refusal { at: 5, until: 7, times: 3, request: request.into(), mark, verdict }
     }
 
-    fn full() -> Note {
+    fn full() -> Status {
         let rejected = |sub_error, claims: Option<&str>| {
             let claims = claims.map(Secret::from);
             Verdict::Rejected(Rejection {
@@ -232,7 +242,7 @@ mod tests {
             })
         };
         let mark = TokenMark::parse("4.0a1b2c3d");
-        Note {
+        Status {
             holder: Some(4711),
             back_off: Some(BackOff { failed_at: 1, until: 2, failures: 3, mark }),
             refusals: vec![
@@ -253,54 +263,54 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("x@y.refresh.note");
-        assert_eq!(Note::read(&path), Note::default());
-        let note = full();
-        note.write(&path).unwrap();
-        assert_eq!(Note::read(&path), note);
+        let path = directory.path().join("x@y.refresh.status");
+        assert_eq!(Status::read(&path), Status::default());
+        let status = full();
+        status.write(&path).unwrap();
+        assert_eq!(Status::read(&path), status);
         // What a killed process left does not hinder the next one, and no other litter is made.
         fs::write(temporary(&path), "half").unwrap();
-        note.write(&path).unwrap();
+        status.write(&path).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         remove(&path);
-        assert_eq!(Note::read(&path), Note::default());
+        assert_eq!(Status::read(&path), Status::default());
     }
 
     #[test]
     fn a_note_keeps_the_newest_of_many_refusals_within_its_length() {
-        let mut note = Note::default();
+        let mut status = Status::default();
         for number in 0..2 * MOST_REFUSALS {
-            note.refuse(refusal(&number.to_string(), Verdict::NotGranted("é ".repeat(10_000))));
+            status.refuse(refusal(&number.to_string(), Verdict::NotGranted("é ".repeat(10_000))));
         }
         let last = (2 * MOST_REFUSALS - 1).to_string();
-        note.refuse(refusal(&last, Verdict::Refused("invalid_scope".into())));
-        let text = note.to_text();
-        assert!((text.len() as u64) < LONGEST && note.refusals.len() == MOST_REFUSALS, "{}", text.len());
-        let read = Note::parse(&text);
+        status.refuse(refusal(&last, Verdict::Refused("invalid_scope".into())));
+        let text = status.to_text();
+        assert!((text.len() as u64) < LONGEST && status.refusals.len() == MOST_REFUSALS, "{}", text.len());
+        let read = Status::parse(&text);
         assert_eq!(read.refusals.len(), MOST_REFUSALS);
-        assert_eq!(read.refusals.last(), note.refusals.last());
+        assert_eq!(read.refusals.last(), status.refusals.last());
         assert_eq!(read.refusals.first().unwrap().request, MOST_REFUSALS.to_string());
-        note.forget(&last);
-        assert_eq!(note.refusals.len(), MOST_REFUSALS - 1);
+        status.forget(&last);
+        assert_eq!(status.refusals.len(), MOST_REFUSALS - 1);
         let claims = Some(Secret::from("x".repeat(4_000)));
         let rejection = Rejection { error: "e".into(), sub_error: None, ends_token: false, claims };
         for number in 0..MOST_REFUSALS {
-            note.refuse(refusal(&number.to_string(), Verdict::Rejected(rejection.clone())));
+            status.refuse(refusal(&number.to_string(), Verdict::Rejected(rejection.clone())));
         }
-        let text = note.to_text();
+        let text = status.to_text();
         assert!((text.len() as u64) < LONGEST, "{}", text.len());
-        assert_eq!(Note::parse(&text).refusals.last(), note.refusals.last());
+        assert_eq!(Status::parse(&text).refusals.last(), status.refusals.last());
     }
 
     #[test]
     fn what_is_known_of_a_token_goes_over_to_the_one_it_was_rotated_to() {
-        let mut note = full();
+        let mut status = full();
         let (from, to) = (TokenMark::parse("-6.0a1b2c3d"), TokenMark::parse("9.0a1b2c3d"));
-        note.carry(&TokenMark::parse("1.0a1b2c3d"), &to);
-        assert_eq!(note, full());
-        note.carry(&from, &to);
-        assert!(note.refusals.iter().all(|refusal| refusal.mark == to));
-        assert_eq!(note.back_off, full().back_off);
+        status.carry(&TokenMark::parse("1.0a1b2c3d"), &to);
+        assert_eq!(status, full());
+        status.carry(&from, &to);
+        assert!(status.refusals.iter().all(|refusal| refusal.mark == to));
+        assert_eq!(status.back_off, full().back_off);
     }
 
     #[test]
@@ -308,16 +318,16 @@ mod tests {
         for text in
             ["", "tokenseal refresh 1\nholder 1", "\u{0}\u{1}", "holder 1", "tokenseal refresh 2\nholder x"]
         {
-            assert_eq!(Note::parse(text), Note::default(), "{text}");
+            assert_eq!(Status::parse(text), Status::default(), "{text}");
         }
         let newer = format!(
             "{}what a later version knows 1 2 3\nfailed 1\nfailed a b c d\nrefused 1 x\nrejected x y z e f g\nexpired 1 2 3 r m more\n",
             full().to_text()
         );
-        assert_eq!(Note::parse(&newer), full());
+        assert_eq!(Status::parse(&newer), full());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("note");
         fs::write(&path, vec![0xff; 100_000]).unwrap();
-        assert_eq!(Note::read(&path), Note::default());
+        assert_eq!(Status::read(&path), Status::default());
     }
 }

@@ -9,9 +9,9 @@ use crate::cache::{AccessTokenQuery, Account, RefreshToken, RefreshTokenQuery, T
 /// Names a refresh token without its secret: by its environment, its account, and its family or else
 /// its client. 32 hexadecimal digits, for a file name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct CredentialName(String);
+pub(super) struct LeaseName(String);
 
-impl CredentialName {
+impl LeaseName {
     /// `environment` as the cache has it, not one name for all aliases: which hosts are aliases is up to
     /// each handle, and all must find the same lock.
     pub(super) fn new(
@@ -31,12 +31,17 @@ impl CredentialName {
         Self::new(token.environment(), owner, token.family_id(), token.client_id())
     }
 
+    /// Names what is done once for a request that needs no refresh token.
+    pub(super) fn of_mint(request: &RequestId) -> Self {
+        Self(digest(["tokenseal mint 1", request.as_str()].map(str::as_bytes)))
+    }
+
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Tells one refresh token of a [`CredentialName`] from another, and one session from the next, without its
+/// Tells one refresh token of a [`LeaseName`] from another, and one session from the next, without its
 /// secret: the row that it stands in, and when that was last modified. A sign-in always changes it; a
 /// rotation does too, and what is known goes over to the new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +53,11 @@ impl TokenMark {
         let issuer = token.issuer.as_deref().unwrap_or_default();
         let row = digest([token.client_id(), issuer, &scopes.join(" ")].map(str::as_bytes));
         Self(format!("{}.{}", token.last_modification_time, &row[..8]))
+    }
+
+    /// That of no refresh token.
+    pub(super) fn none() -> Self {
+        Self("none".to_owned())
     }
 
     /// As it was written; a text without blanks.
@@ -70,6 +80,7 @@ impl TokenMark {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct FlightKey {
     pub(super) request: RequestId,
+    pub(super) needs_refresh_token: bool,
     pub(super) tries_now: bool,
 }
 
@@ -123,12 +134,12 @@ pub(super) fn refresh_token_query(
 }
 
 /// The name of the refresh token that a client would use, or would have.
-pub(super) fn credential_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> CredentialName {
+pub(super) fn lease_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> LeaseName {
     if let Some(token) = cache.find_refresh_token(wanted) {
-        return CredentialName::of(&token);
+        return LeaseName::of(&token);
     }
     let RefreshTokenQuery { account, client_id, family_id } = wanted;
-    CredentialName::new(account.environment(), account.home_account_id(), family_id.as_deref(), client_id)
+    LeaseName::new(account.environment(), account.home_account_id(), family_id.as_deref(), client_id)
 }
 
 /// Half of a SHA-256 over the parts, each with its length before it.
@@ -150,25 +161,25 @@ mod tests {
 
     #[test]
     fn every_part_counts_and_a_family_shares() {
-        let name = CredentialName::new("idp", "alice", None, "app");
+        let name = LeaseName::new("idp", "alice", None, "app");
         assert_eq!(name.as_str().len(), 32);
         for other in [
-            CredentialName::new("idp2", "alice", None, "app"),
-            CredentialName::new("idp", "bob", None, "app"),
-            CredentialName::new("idp", "alice", None, "app2"),
-            CredentialName::new("idp", "alice", Some("app"), "app"),
-            CredentialName::new("idpa", "lice", None, "app"),
+            LeaseName::new("idp2", "alice", None, "app"),
+            LeaseName::new("idp", "bob", None, "app"),
+            LeaseName::new("idp", "alice", None, "app2"),
+            LeaseName::new("idp", "alice", Some("app"), "app"),
+            LeaseName::new("idpa", "lice", None, "app"),
         ] {
             assert_ne!(name, other);
         }
-        let of_family = |client| CredentialName::new("idp", "alice", Some("1"), client);
+        let of_family = |client| LeaseName::new("idp", "alice", Some("1"), client);
         assert_eq!(of_family("app"), of_family("app2"));
     }
 
     /// Other versions of this crate must find the same lock.
     #[test]
     fn the_name_of_a_lock_never_changes() {
-        let name = CredentialName::new("idp.example", "alice", None, "app");
+        let name = LeaseName::new("idp.example", "alice", None, "app");
         assert_eq!(name.as_str(), "c59c32c32b4691e24efcaa7c4d3b8bab");
     }
 

@@ -14,7 +14,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The flights that are under way.
 #[derive(Debug)]
-pub(super) struct Flights<K, V> {
+pub(super) struct SingleFlight<K, V> {
     under_way: Mutex<HashMap<K, Arc<Flight<V>>>>,
     ended: Condvar,
 }
@@ -38,7 +38,7 @@ struct State<V> {
 #[derive(Debug, Clone)]
 enum Progress<V> {
     UnderWay(Phase),
-    Landed(V),
+    Finished(V),
     Crashed,
 }
 
@@ -56,7 +56,7 @@ enum Phase {
 /// What came of waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Waited<V> {
-    Landed(V),
+    Finished(V),
     /// Whoever led it panicked.
     Crashed,
     /// The waiter's own deadline passed.
@@ -77,37 +77,37 @@ pub(super) struct Patience {
     pub(super) is_leader: bool,
 }
 
-/// A seat in a flight.
-pub(super) enum Seat<K: Eq + Hash + Clone, V: Clone> {
-    /// Nobody was flying there: lead.
-    Lead(Lead<K, V>),
-    /// Somebody is: wait.
-    Follow(Arc<Flight<V>>),
+/// How somebody takes part in a flight.
+pub(super) enum Joined<K: Eq + Hash + Clone, V: Clone> {
+    /// Nobody had begun: lead.
+    Leader(Leader<K, V>),
+    /// Somebody has: wait.
+    Follower(Arc<Flight<V>>),
 }
 
-/// Leads a flight. Dropped without [`land`](Self::land), it crashes.
-pub(super) struct Lead<K: Eq + Hash + Clone, V: Clone> {
-    flights: Arc<Flights<K, V>>,
+/// Leads a flight. Dropped without [`finish`](Self::finish), it crashes.
+pub(super) struct Leader<K: Eq + Hash + Clone, V: Clone> {
+    flights: Arc<SingleFlight<K, V>>,
     key: K,
     flight: Arc<Flight<V>>,
 }
 
-impl<K, V> Default for Flights<K, V> {
+impl<K, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
         Self { under_way: Mutex::new(HashMap::new()), ended: Condvar::new() }
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
+impl<K: Eq + Hash + Clone, V: Clone> SingleFlight<K, V> {
     fn under_way(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<V>>>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a seat in the flight of this key.
-    pub(super) fn board(self: &Arc<Self>, key: &K) -> Seat<K, V> {
+    /// Joins the flight of this key, or begins one.
+    pub(super) fn join(self: &Arc<Self>, key: &K) -> Joined<K, V> {
         let mut under_way = self.under_way();
         if let Some(flight) = under_way.get(key) {
-            return Seat::Follow(Arc::clone(flight));
+            return Joined::Follower(Arc::clone(flight));
         }
         let progress = Progress::UnderWay(Phase::Waiting);
         let state = Mutex::new(State {
@@ -118,7 +118,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
         });
         let flight = Arc::new(Flight { state, changed: Condvar::new() });
         under_way.insert(key.clone(), Arc::clone(&flight));
-        Seat::Lead(Lead { flights: Arc::clone(self), key: key.clone(), flight })
+        Joined::Leader(Leader { flights: Arc::clone(self), key: key.clone(), flight })
     }
 
     /// Whether there is no flight.
@@ -140,7 +140,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
+impl<K: Eq + Hash + Clone, V: Clone> Leader<K, V> {
     /// What to wait for.
     pub(super) fn flight(&self) -> Arc<Flight<V>> {
         Arc::clone(&self.flight)
@@ -166,8 +166,8 @@ impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
     }
 
     /// Ends the flight.
-    pub(super) fn land(self, value: V) {
-        self.end(Progress::Landed(value));
+    pub(super) fn finish(self, value: V) {
+        self.end(Progress::Finished(value));
     }
 
     fn end(&self, progress: Progress<V>) {
@@ -182,10 +182,10 @@ impl<K: Eq + Hash + Clone, V: Clone> Lead<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Clone> Drop for Lead<K, V> {
+impl<K: Eq + Hash + Clone, V: Clone> Drop for Leader<K, V> {
     fn drop(&mut self) {
-        let has_landed = matches!(self.flight.state().progress, Progress::Landed(_));
-        if !has_landed {
+        let has_finished = matches!(self.flight.state().progress, Progress::Finished(_));
+        if !has_finished {
             self.end(Progress::Crashed);
         }
     }
@@ -271,7 +271,7 @@ impl<V> Drop for Waiting<'_, V> {
 /// What has come of a flight, or until when to wait at the most.
 fn ended<V: Clone>(progress: &Progress<V>, patience: Patience) -> Result<Waited<V>, Instant> {
     let phase = match progress {
-        Progress::Landed(value) => return Ok(Waited::Landed(value.clone())),
+        Progress::Finished(value) => return Ok(Waited::Finished(value.clone())),
         Progress::Crashed => return Ok(Waited::Crashed),
         Progress::UnderWay(phase) => *phase,
     };

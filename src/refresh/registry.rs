@@ -5,16 +5,16 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::back_off;
+use super::back_off::unix_millis;
 use super::error::AcquireError;
-use super::flight::Flights;
-use super::identity::{CredentialName, FlightKey, RequestId};
-use super::landing::Landing;
-use super::note::Note;
-use super::tokens::Tokens;
-use super::unsaved::Unsaved;
+use super::names::{FlightKey, LeaseName, RequestId};
+use super::pending::Pending;
+use super::plan::Outcome;
+use super::single_flight::SingleFlight;
+use super::source::Source;
+use super::status::Status;
 use crate::deadline::{self, Lane};
 use crate::persisted::PersistedTokenCache;
 use crate::process::PerProcess;
@@ -25,9 +25,9 @@ const BETWEEN_SAVES: Duration = Duration::from_millis(250);
 
 /// All that a process knows of the refreshes of one cache, whichever handle they are made through.
 #[derive(Debug, Default)]
-pub(super) struct Desk {
-    pub(super) flights: Arc<Flights<FlightKey, Landing>>,
-    credentials: Mutex<HashMap<CredentialName, Arc<Credential>>>,
+pub(super) struct Registry {
+    pub(super) flights: Arc<SingleFlight<FlightKey, Outcome>>,
+    credentials: Mutex<HashMap<LeaseName, Arc<Credential>>>,
     /// Until when a request is not worth another early refresh, and why: one has failed.
     early_pauses: Mutex<HashMap<RequestId, EarlyPause>>,
 }
@@ -51,17 +51,17 @@ pub(super) struct Credential {
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
     /// What could not be saved yet.
-    pub(super) unsaved: Unsaved,
+    pub(super) pending: Pending,
     /// Held on to while a renewed refresh token is in memory only: whoever else used the one in the
     /// cache would send it a second time.
     pub(super) lock: Option<FileLock>,
     /// What could not be noted beside the lock.
-    pub(super) note: Option<Note>,
+    pub(super) status: Option<Status>,
     /// Whether a thread is about to try again to save.
     pub(super) has_saver: bool,
 }
 
-/// Which cache a desk is of.
+/// Which cache a registry is of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Of {
     File(PathBuf),
@@ -69,13 +69,13 @@ enum Of {
     Memory(u64),
 }
 
-type Desks = Mutex<HashMap<Of, Arc<Desk>>>;
+type Registries = Mutex<HashMap<Of, Arc<Registry>>>;
 
-/// The desks of all caches that something is to be known about. A child that is forked begins with none:
+/// The registries of all caches that something is to be known about. A child that is forked begins with none:
 /// what is under way is under way in its parent.
-static DESKS: PerProcess<Desks> = PerProcess::new(|_parent| Desks::default());
+static REGISTRIES: PerProcess<Registries> = PerProcess::new(|_parent| Registries::default());
 
-impl Desk {
+impl Registry {
     pub(super) fn of(cache: &PersistedTokenCache) -> Arc<Self> {
         Self::find(Of::File(cache.path().to_owned()))
     }
@@ -85,9 +85,9 @@ impl Desk {
     }
 
     fn find(of: Of) -> Arc<Self> {
-        let mut desks = DESKS.get().lock().unwrap_or_else(PoisonError::into_inner);
-        desks.retain(|_, desk| Arc::strong_count(desk) > 1 || !desk.is_idle());
-        Arc::clone(desks.entry(of).or_default())
+        let mut registries = REGISTRIES.get().lock().unwrap_or_else(PoisonError::into_inner);
+        registries.retain(|_, registry| Arc::strong_count(registry) > 1 || !registry.is_idle());
+        Arc::clone(registries.entry(of).or_default())
     }
 
     /// Whether an early refresh for this request failed a moment ago, and why.
@@ -108,8 +108,8 @@ impl Desk {
     }
 
     /// Waits for all that is under way, and saves what could not be saved.
-    pub(super) fn settle(self: &Arc<Self>, tokens: &Tokens, within: Duration) -> Result<(), AcquireError> {
-        tokens.check_not_in_hand()?;
+    pub(super) fn settle(self: &Arc<Self>, source: &Source, within: Duration) -> Result<(), AcquireError> {
+        source.check_not_in_hand()?;
         let deadline = deadline::after(within);
         if !self.flights.wait_until_empty(deadline) {
             return Err(AcquireError::NotSettled { waited: within });
@@ -117,39 +117,39 @@ impl Desk {
         loop {
             let credentials: Vec<_> =
                 self.credentials().iter().map(|(name, known)| (name.clone(), Arc::clone(known))).collect();
-            let unsaved = credentials.into_iter().find_map(|(name, credential)| {
+            let pending = credentials.into_iter().find_map(|(name, credential)| {
                 let remembered = credential.remembered();
-                let failure = remembered.unsaved.failure().filter(|_| remembered.unsaved.is_at_risk());
+                let failure = remembered.pending.failure().filter(|_| remembered.pending.is_at_risk());
                 failure.map(|failure| (name, failure))
             });
-            let Some((name, failure)) = unsaved else { return Ok(()) };
-            if let Ok(mut turn) = self.turn(tokens, &name, within, deadline) {
-                turn.save(tokens);
+            let Some((name, failure)) = pending else { return Ok(()) };
+            if let Ok(mut lease) = self.lease(source, &name, within, deadline) {
+                lease.save(source);
             }
             if deadline::left(deadline).is_zero() {
                 return Err(AcquireError::NotSaved { source: failure });
             }
-            if self.credential(&name).remembered().unsaved.is_at_risk() {
+            if self.credential(&name).remembered().pending.is_at_risk() {
                 thread::sleep(BETWEEN_SAVES.min(deadline::left(deadline)));
             }
         }
     }
 
     /// What could not be saved yet, of any refresh token.
-    pub(super) fn unsaved(&self) -> Vec<Unsaved> {
+    pub(super) fn pending(&self) -> Vec<Pending> {
         let credentials: Vec<_> = self.credentials().values().map(Arc::clone).collect();
-        let unsaved = credentials.iter().map(|credential| credential.remembered().unsaved.clone());
-        unsaved.filter(|unsaved| !unsaved.is_empty()).collect()
+        let pending = credentials.iter().map(|credential| credential.remembered().pending.clone());
+        pending.filter(|pending| !pending.is_empty()).collect()
     }
 
     /// Where asynchronous waiters for the right to use a refresh token stand in line.
     #[cfg(feature = "tokio")]
-    pub(super) fn guard_queue(&self, name: &CredentialName) -> Arc<tokio::sync::Semaphore> {
+    pub(super) fn guard_queue(&self, name: &LeaseName) -> Arc<tokio::sync::Semaphore> {
         let credential = self.credential(name);
         Arc::clone(credential.guard_queue.get_or_init(|| Arc::new(tokio::sync::Semaphore::new(1))))
     }
 
-    fn credentials(&self) -> MutexGuard<'_, HashMap<CredentialName, Arc<Credential>>> {
+    fn credentials(&self) -> MutexGuard<'_, HashMap<LeaseName, Arc<Credential>>> {
         self.credentials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -160,7 +160,7 @@ impl Desk {
         credentials.is_empty() && self.flights.is_empty() && !is_paused
     }
 
-    pub(super) fn credential(&self, name: &CredentialName) -> Arc<Credential> {
+    pub(super) fn credential(&self, name: &LeaseName) -> Arc<Credential> {
         let mut credentials = self.credentials();
         credentials.retain(|known, credential| known == name || !credential.is_idle());
         Arc::clone(credentials.entry(name.clone()).or_default())
@@ -181,7 +181,7 @@ impl Credential {
         let is_waited_for = false;
         let is_used = Arc::strong_count(self) > 1 || is_waited_for;
         !is_used
-            && remembered.unsaved.is_empty()
-            && remembered.note.as_ref().is_none_or(|note| note.is_over(back_off::now()))
+            && remembered.pending.is_empty()
+            && remembered.status.as_ref().is_none_or(|status| status.is_over(unix_millis(SystemTime::now())))
     }
 }

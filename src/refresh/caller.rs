@@ -1,27 +1,23 @@
-//! One caller's way to a token: look, take a seat in a flight, wait, judge what comes of it.
+//! One caller's way to a token: look, lead a flight or follow one, wait, judge what comes of it.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::acquired::{Acquired, Origin};
-use super::call::Call;
-use super::desk::Desk;
-use super::engine::Job;
+use super::driver::{self, Driver};
 use super::error::{AcquireError, SignInReason};
-use super::flight::{Flight, Lead, Patience, Seat, Waited};
 use super::freshness::is_due;
-use super::identity::{FlightKey, RequestId, credential_name, refresh_token_query};
-use super::landing::{Landing, Leftover};
-use super::request::AcquireRequest;
-use super::tokens::Tokens;
-use super::turn::Place;
-use super::unsaved::{Unsaved, overlaid};
+use super::lease::Home;
+use super::look::{Means, Wanted};
+use super::names::{FlightKey, RequestId};
+use super::pending::{Pending, overlaid};
+use super::plan::{Leftover, Outcome};
+use super::registry::Registry;
+use super::request::{AcquireRequest, Acquired, Origin};
+use super::single_flight::{Flight, Joined, Patience, Waited};
+use super::source::Source;
 use crate::cache::{AccessToken, Account, Life, TokenCache};
 use crate::deadline;
-
-/// More stack than the work of a refresh was seen to use, the caller's function apart.
-const STACK: usize = 64 * 1024;
+use crate::secret::Secret;
 
 /// How long a leader's own work may take before its call begins: to read the cache, to take a free lock.
 const OWN_WORK: Duration = Duration::from_millis(500);
@@ -29,20 +25,20 @@ const OWN_WORK: Duration = Duration::from_millis(500);
 /// What a caller is to do.
 pub(super) enum Step {
     Done(Result<Acquired, AcquireError>),
-    Wait(Arc<Flight<Landing>>),
+    Wait(Arc<Flight<Outcome>>),
 }
 
 /// What the first look says.
-pub(super) enum Found {
+enum Found {
     Fresh(AccessToken),
     /// It is valid, and the server would like to see it refreshed.
     Due(AccessToken),
     Nothing,
 }
 
-/// Looks for a token that need not be refreshed. Never waits: if the file must be read again, that is
-/// left to the one thread that does it for all.
-pub(super) fn look(tokens: &Tokens, request: &AcquireRequest<'_>) -> Result<Found, AcquireError> {
+/// Looks for a token that need not be refreshed. Never waits: if the cache must be read again, that is
+/// left to the one driver that does it for all.
+fn look(source: &Source, request: &AcquireRequest<'_>) -> Result<Found, AcquireError> {
     if request.claims.is_some() {
         // A service that asks for claims takes no token of before.
         return Ok(Found::Nothing);
@@ -50,60 +46,70 @@ pub(super) fn look(tokens: &Tokens, request: &AcquireRequest<'_>) -> Result<Foun
     let refused = request.refused.map(AccessToken::secret);
     let find =
         |cache: &TokenCache| cache.find_living_access_token(request.query, Life::Fresh, refused.as_ref());
-    Ok(match tokens.read_if_current(find)?.flatten() {
+    Ok(match source.read_if_current(find)?.flatten() {
         Some(token) if is_due(&token, request.query) => Found::Due(token),
         Some(token) => Found::Fresh(token),
         None => Found::Nothing,
     })
 }
 
-pub(super) struct Attempt<'a, C> {
-    tokens: &'a Tokens,
-    desk: Arc<Desk>,
+pub(super) struct Caller<'a> {
+    source: &'a Source,
+    registry: Arc<Registry>,
     request: AcquireRequest<'a>,
     id: FlightKey,
-    account: Account,
-    /// Taken when this caller leads.
-    call: Option<C>,
+    means: Means,
+    has_led: bool,
     /// A valid token that the server would like to see refreshed.
     due: Option<AccessToken>,
     deadline: Instant,
 }
 
-impl<'a, C: Call> Attempt<'a, C> {
+impl<'a> Caller<'a> {
+    /// Takes the token that need not be refreshed, if there is one.
     pub(super) fn new(
-        tokens: &'a Tokens,
-        desk: Arc<Desk>,
+        source: &'a Source,
+        registry: impl FnOnce() -> Arc<Registry>,
         request: AcquireRequest<'a>,
-        call: C,
-        due: Option<AccessToken>,
-    ) -> Result<Self, AcquireError> {
+        needs_refresh_token: bool,
+    ) -> Result<Result<Acquired, Self>, AcquireError> {
+        let due = match look(source, &request)? {
+            Found::Fresh(token) => return Ok(Ok(Acquired::from_cache(token))),
+            Found::Due(token) => Some(token),
+            Found::Nothing => None,
+        };
         let owner = &request.query.owner;
-        let (Some(home_account_id), Some(environment)) = (&owner.home_account_id, &owner.environment) else {
-            return Err(AcquireError::NoAccount);
+        let means = match (needs_refresh_token, &owner.home_account_id, &owner.environment) {
+            (true, Some(home_account_id), Some(environment)) => Means::RefreshToken(Account {
+                issuer: owner.issuer.clone(),
+                ..Account::new(home_account_id, environment)
+            }),
+            (true, ..) => return Err(AcquireError::NoAccount),
+            (false, _, Some(_)) => Means::Mint,
+            (false, _, None) => return Err(AcquireError::NoEnvironment),
         };
         // The refresh could never be saved while this thread waits for it under the lock.
-        tokens.check_not_in_hand()?;
-        Ok(Self {
-            tokens,
-            desk,
+        source.check_not_in_hand()?;
+        Ok(Err(Self {
+            source,
+            registry: registry(),
             id: FlightKey {
                 request: RequestId::new(request.query, request.family_id, request.claims),
+                needs_refresh_token,
                 tries_now: request.tries_now,
             },
-            account: Account { issuer: owner.issuer.clone(), ..Account::new(home_account_id, environment) },
-            call: Some(call),
+            means,
+            has_led: false,
             due,
             deadline: deadline::after(request.wait_timeout),
             request,
-        })
+        }))
     }
 
     pub(super) fn patience(&self) -> Patience {
-        let is_leader = self.call.is_none();
         // The patience of a leader is with others, whom its own refresh waits for until the deadline.
-        let deadline = if is_leader { self.begin_by() } else { self.deadline };
-        Patience { deadline, call_timeout: self.request.call_timeout, is_leader }
+        let deadline = if self.has_led { self.begin_by() } else { self.deadline };
+        Patience { deadline, call_timeout: self.request.call_timeout, is_leader: self.has_led }
     }
 
     fn begin_by(&self) -> Instant {
@@ -114,94 +120,89 @@ impl<'a, C: Call> Attempt<'a, C> {
         self.request.query.now.unwrap_or_else(SystemTime::now)
     }
 
-    /// Takes a seat, and leads the flight if nobody else does. An early refresh makes nobody wait.
-    pub(super) fn board(&mut self) -> Step {
+    /// Joins the flight for this request; if there is none, has `lead` begin one. An early refresh makes
+    /// nobody wait.
+    pub(super) fn join(&mut self, lead: impl FnOnce(Driver) -> Result<(), AcquireError>) -> Step {
         let due = self.due.take();
         let still_valid =
             |token, failure| Step::Done(Ok(Acquired::instead(token, Origin::StillValid, failure)));
         if let Some(token) = &due
-            && let Some(pause) = self.desk.early_pause(&self.id.request)
+            && let Some(pause) = self.registry.early_pause(&self.id.request)
             && !self.request.tries_now
         {
             return still_valid(token.clone(), pause.failure);
         }
-        match (self.desk.flights.board(&self.id), due) {
-            (Seat::Follow(_), Some(token)) => still_valid(token, None),
-            (Seat::Follow(flight), None) => Step::Wait(flight),
-            (Seat::Lead(lead), due) => {
-                let flight = match self.call.take() {
-                    Some(call) => self.lead(lead, call, due.is_some()),
-                    // It led before, and what came of it was refused: that cannot be.
-                    None => Err(unexplained()),
-                };
-                match (flight, due) {
-                    (flight, Some(token)) => still_valid(token, flight.err()),
-                    (Ok(flight), None) => Step::Wait(flight),
+        match (self.registry.flights.join(&self.id), due) {
+            (Joined::Follower(_), Some(token)) => still_valid(token, None),
+            (Joined::Follower(flight), None) => Step::Wait(flight),
+            // It led before, and what came of it was refused: that cannot be.
+            (Joined::Leader(_), None) if self.has_led => {
+                Step::Done(self.fall_back(AcquireError::unexplained(), None))
+            }
+            (Joined::Leader(leader), due) => {
+                self.has_led = true;
+                let flight = leader.flight();
+                let source = self.source.clone();
+                let registry = Arc::clone(&self.registry);
+                let wanted = Arc::new(self.wanted(due.is_some()));
+                let driver = Driver::new(wanted, source, registry, leader, self.driver_patience());
+                match (lead(driver), due) {
+                    (led, Some(token)) => still_valid(token, led.err()),
+                    (Ok(()), None) => Step::Wait(flight),
                     (Err(error), None) => Step::Done(self.fall_back(error, None)),
                 }
             }
         }
     }
 
-    /// Has the refresh made, by a thread of its own.
-    fn lead(
-        &self,
-        lead: Lead<FlightKey, Landing>,
-        call: C,
-        is_early: bool,
-    ) -> Result<Arc<Flight<Landing>>, AcquireError> {
-        let flight = lead.flight();
+    fn driver_patience(&self) -> driver::Patience {
+        driver::Patience {
+            wait_timeout: self.request.wait_timeout,
+            deadline: self.deadline,
+            begin_by: self.begin_by(),
+            call_timeout: self.request.call_timeout,
+        }
+    }
+
+    fn wanted(&self, is_early: bool) -> Wanted {
         let owned = |text: &str| text.to_owned();
-        let job = Job {
-            tokens: self.tokens.clone(),
-            desk: Arc::clone(&self.desk),
+        Wanted {
             request: self.id.request.clone(),
             query: self.request.query.clone(),
-            account: self.account.clone(),
+            means: self.means.clone(),
             family_id: self.request.family_id.map(owned),
             token_endpoint: self.request.token_endpoint.map(owned),
             claims: self.request.claims.map(owned),
             tries_now: self.request.tries_now,
             refused: self.request.refused.cloned(),
-            wait_timeout: self.request.wait_timeout,
-            deadline: self.deadline,
-            begin_by: self.begin_by(),
             call_timeout: self.request.call_timeout,
             is_early,
-        };
-        // On a thread of its own: whoever waits may go, and the call and its save run to completion.
-        let started = thread::Builder::new().name("tokenseal-refresh".into()).spawn(move || {
-            job.run(call, lead);
-            // The thread's stack outlives it in the allocator's cache.
-            zeroize::zeroize_stack::<STACK>();
-        });
-        started.map(|_| flight).map_err(|source| AcquireError::NoThread { source: Arc::new(source) })
+        }
     }
 
-    /// What a landing means for this caller; `None` if it must try again.
-    pub(super) fn judge(&mut self, waited: Waited<Landing>) -> Option<Result<Acquired, AcquireError>> {
-        let has_led = self.call.is_none();
+    /// What an outcome means for this caller; `None` if it must try again.
+    pub(super) fn judge(&mut self, waited: Waited<Outcome>) -> Option<Result<Acquired, AcquireError>> {
         Some(match waited {
-            Waited::Landed(Landing::Acquired(acquired)) => {
-                if !has_led && self.is_refused(&acquired.token) {
+            Waited::Finished(Outcome::Acquired(acquired)) => {
+                if !self.has_led && self.is_refused(&acquired.token) {
                     return None;
                 }
                 Ok(acquired)
             }
             // The early refresh of somebody who does not need it was not worth waiting for.
-            Waited::Landed(Landing::Busy) if !has_led => return None,
-            Waited::Landed(Landing::Busy) => Err(unexplained()),
+            Waited::Finished(Outcome::Busy) if !self.has_led => return None,
+            Waited::Finished(Outcome::Busy) => Err(AcquireError::unexplained()),
             // Whoever led it had less patience.
-            Waited::Landed(Landing::Failed { error: AcquireError::WaitTimedOut { .. }, .. })
-                if !has_led && !deadline::left(self.deadline).is_zero() =>
+            Waited::Finished(Outcome::Failed { error: AcquireError::WaitTimedOut { .. }, .. })
+                if !self.has_led && !deadline::left(self.deadline).is_zero() =>
             {
                 return None;
             }
-            Waited::Landed(Landing::Failed { error: error @ AcquireError::WaitTimedOut { .. }, .. }) => {
-                self.give_up(error)
-            }
-            Waited::Landed(Landing::Failed { error, leftover }) => self.fall_back(error, leftover),
-            Waited::Crashed => self.fall_back(unexplained(), None),
+            Waited::Finished(Outcome::Failed {
+                error: error @ AcquireError::WaitTimedOut { .. }, ..
+            }) => self.give_up(error),
+            Waited::Finished(Outcome::Failed { error, leftover }) => self.fall_back(error, leftover),
+            Waited::Crashed => self.fall_back(AcquireError::unexplained(), None),
             Waited::TimedOut => self.give_up(self.timed_out()),
             Waited::CallTimedOut => {
                 self.give_up(AcquireError::CallTimedOut { waited: self.request.call_timeout })
@@ -237,16 +238,16 @@ impl<'a, C: Call> Attempt<'a, C> {
 
     /// For whoever cannot wait for the one who knows better: what is in memory, saved or not.
     fn give_up(&self, error: AcquireError) -> Result<Acquired, AcquireError> {
-        let unsaved = self.desk.unsaved();
+        let pending = self.registry.pending();
         let refused = self.request.refused.map(AccessToken::secret);
         let find = |cache: &TokenCache, life| {
             cache.find_living_access_token(self.request.query, life, refused.as_ref())
         };
-        let save_failure = || unsaved.iter().find_map(Unsaved::failure);
-        // Not from before the file was changed: somebody may have signed out.
-        let found = self.tokens.read_if_current(|cache| {
+        let save_failure = || pending.iter().find_map(Pending::failure);
+        // Not from before the cache was changed: somebody may have signed out.
+        let found = self.source.read_if_current(|cache| {
             let saved = find(cache, Life::Fresh);
-            overlaid(cache, &unsaved, |cache| {
+            overlaid(cache, &pending, |cache| {
                 let is_wanted = saved.is_none() && self.request.claims.is_none();
                 let fresh = is_wanted.then(|| find(cache, Life::Fresh)).flatten();
                 (fresh, find(cache, Life::Extended))
@@ -266,21 +267,19 @@ impl<'a, C: Call> Attempt<'a, C> {
     }
 
     fn is_refused(&self, token: &AccessToken) -> bool {
-        self.request.refused.is_some_and(|refused| refused.secret() == token.secret())
+        self.refused().is_some_and(|refused| refused == token.secret())
+    }
+
+    fn refused(&self) -> Option<Secret> {
+        self.request.refused.map(AccessToken::secret)
     }
 
     /// Says which lock it was, and who was noted to hold it.
     fn timed_out(&self) -> AcquireError {
-        let within = self.request.wait_timeout;
-        let wanted = refresh_token_query(self.request.query, &self.account, self.request.family_id);
-        match self.tokens.read_in_memory(|cache| credential_name(cache, &wanted)) {
-            Ok(name) => Place::of(self.tokens, &name).timed_out(within),
+        let wanted = self.wanted(false);
+        match self.source.read_in_memory(|cache| wanted.lease_name(cache)) {
+            Ok(name) => Home::of(self.source, &name).timed_out(self.request.wait_timeout),
             Err(error) => error.into(),
         }
     }
-}
-
-/// A flight ended without saying how.
-fn unexplained() -> AcquireError {
-    AcquireError::Unavailable { retry_after: Duration::ZERO, cause: None }
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::tokens::Tokens;
+use super::source::Source;
 use crate::cache::{CacheError, RefreshToken, TokenCache, TokenResponse};
 use crate::persisted::Error;
 use crate::secret::Secret;
 
 /// Changes that are not saved yet, in the order in which they were made. A clone shares them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unsaved {
+pub(super) struct Pending {
     changes: Vec<Change>,
     /// Why the last save failed.
     failure: Option<Arc<Error>>,
@@ -22,18 +22,20 @@ enum Change {
     Renew(Arc<TokenResponse>),
     /// An answer of which the refresh token alone had room in the cache.
     KeepInMemory(Arc<TokenResponse>),
+    /// A token that was got without a refresh token, and whether the cache knew its account before.
+    Mint(Arc<TokenResponse>, bool),
     /// The server does not take this token from its client any more.
     Retire(Arc<RefreshToken>),
 }
 
-impl Unsaved {
+impl Pending {
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
     /// Whether anything would be lost if the process ended now.
     pub(super) fn is_at_risk(&self) -> bool {
-        self.changes.iter().any(|change| !matches!(change, Change::KeepInMemory(_)))
+        self.changes.iter().any(|change| matches!(change, Change::Renew(_) | Change::Retire(_)))
     }
 
     /// Whether the refresh token in the cache has been used already.
@@ -54,11 +56,16 @@ impl Unsaved {
                 answer.sent_refresh_token.clone().filter(|_| answer.rotates())
             }
             Change::Retire(token) => Some(token.secret()),
+            Change::Mint(..) => None,
         })
     }
 
     pub(super) fn renew(&mut self, answer: Arc<TokenResponse>) {
         self.changes.push(Change::Renew(answer));
+    }
+
+    pub(super) fn mint(&mut self, answer: Arc<TokenResponse>, knew_account: bool) {
+        self.changes.push(Change::Mint(answer, knew_account));
     }
 
     pub(super) fn retire(&mut self, token: RefreshToken) {
@@ -76,6 +83,8 @@ impl Unsaved {
                 Change::Renew(answer) | Change::KeepInMemory(answer) => {
                     result = result.and(cache.add(answer).map(drop));
                 }
+                Change::Mint(answer, true) if !knows_owner(cache, answer) => {}
+                Change::Mint(answer, _) => result = result.and(cache.add(answer).map(drop)),
                 Change::Retire(token) => cache.retire_refresh_token(token),
             }
         }
@@ -87,14 +96,14 @@ impl Unsaved {
         let only = |answer: &Arc<TokenResponse>| answer.refresh_token_only().map(Arc::new);
         let changes = self.changes.iter().filter_map(|change| match change {
             Change::Renew(answer) => only(answer).map(Change::Renew),
-            Change::KeepInMemory(_) => None,
+            Change::KeepInMemory(_) | Change::Mint(..) => None,
             Change::Retire(token) => Some(Change::Retire(Arc::clone(token))),
         });
         Self { changes: changes.collect(), failure: None }.apply(cache)
     }
 
     /// Saves what there is to save. What cannot be saved stays.
-    pub(super) fn save(&mut self, tokens: &Tokens) {
+    pub(super) fn save(&mut self, tokens: &Source) {
         if self.is_empty() {
             return;
         }
@@ -127,20 +136,27 @@ impl Unsaved {
     }
 }
 
+fn knows_owner(cache: &TokenCache, answer: &TokenResponse) -> bool {
+    let (Some(owner), Some(environment)) = (&answer.home_account_id, &answer.environment) else {
+        return false;
+    };
+    cache.knows_account(owner, environment)
+}
+
 /// Shows the cache as it would be if everything were saved.
 pub(super) fn overlaid<'a, T>(
     cache: &TokenCache,
-    unsaved: impl IntoIterator<Item = &'a Unsaved>,
+    pending: impl IntoIterator<Item = &'a Pending>,
     look: impl FnOnce(&TokenCache) -> T,
 ) -> T {
-    let mut unsaved = unsaved.into_iter().filter(|unsaved| !unsaved.is_empty()).peekable();
-    if unsaved.peek().is_none() {
+    let mut pending = pending.into_iter().filter(|pending| !pending.is_empty()).peekable();
+    if pending.peek().is_none() {
         return look(cache);
     }
     let mut with_unsaved = cache.fork();
-    for unsaved in unsaved {
+    for pending in pending {
         // What the cache does not take is what keeps it from being saved.
-        let _ = unsaved.apply(&mut with_unsaved);
+        let _ = pending.apply(&mut with_unsaved);
     }
     look(&with_unsaved)
 }

@@ -1,0 +1,85 @@
+//! The blocking driver: a thread for each refresh, which waits for a lease, a call and a save.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use super::call::Call;
+use super::caller::{Caller, Step};
+use super::driver::{Driver, Next};
+use super::error::AcquireError;
+use super::failure::RefreshFailure;
+use super::plan::Called;
+use super::registry::Registry;
+use super::request::{AcquireRequest, Acquired};
+use super::source::Source;
+use crate::cache::TokenResponse;
+
+/// More stack than the work of a refresh was seen to use, the caller's function apart.
+const STACK: usize = 64 * 1024;
+
+/// Acquires a token: at once, as a follower, or by leading a refresh.
+pub(super) fn acquire<F>(
+    source: &Source,
+    registry: impl FnOnce() -> Arc<Registry>,
+    request: AcquireRequest<'_>,
+    needs_refresh_token: bool,
+    call: F,
+) -> Result<Acquired, AcquireError>
+where
+    F: FnMut(Call) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+{
+    let mut caller = match Caller::new(source, registry, request, needs_refresh_token)? {
+        Ok(acquired) => return Ok(acquired),
+        Err(caller) => caller,
+    };
+    let mut call = Some(call);
+    loop {
+        let lead = |driver| drive_on_a_thread(driver, call.take());
+        let flight = match caller.join(lead) {
+            Step::Done(result) => return result,
+            Step::Wait(flight) => flight,
+        };
+        if let Some(result) = caller.judge(flight.wait(caller.patience())) {
+            return result;
+        }
+    }
+}
+
+/// On a thread of its own: whoever waits may go, and the call and its save run to completion.
+fn drive_on_a_thread<F>(driver: Driver, call: Option<F>) -> Result<(), AcquireError>
+where
+    F: FnMut(Call) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+{
+    let Some(call) = call else { return Err(AcquireError::unexplained()) };
+    let started = thread::Builder::new().name("tokenseal-refresh".into()).spawn(move || {
+        drive(driver, call);
+        // The thread's stack outlives it in the allocator's cache.
+        zeroize::zeroize_stack::<STACK>();
+    });
+    started.map(drop).map_err(|source| AcquireError::NoThread { source: Arc::new(source) })
+}
+
+fn drive<F>(mut driver: Driver, mut call: F)
+where
+    F: FnMut(Call) -> Result<TokenResponse, RefreshFailure>,
+{
+    let mut next = driver.begin();
+    loop {
+        next = match next {
+            Next::Lease(name) => driver.wait_for_lease(name),
+            Next::Call(request) => match driver.may_call(false) {
+                Ok(()) => {
+                    let answer = catch_unwind(AssertUnwindSafe(|| call(*request)));
+                    driver.answered(match answer {
+                        Ok(answer) => Called::Answered(answer.map(Box::new)),
+                        // What a panic says may be anything, a secret too.
+                        Err(_) => Called::Lost("the call panicked"),
+                    })
+                }
+                Err(next) => *next,
+            },
+            Next::Done => return,
+        }
+    }
+}

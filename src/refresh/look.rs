@@ -1,0 +1,240 @@
+//! What is wanted, and what a cache has of it.
+
+use std::time::{Duration, SystemTime};
+
+use super::freshness::is_due;
+use super::names::{LeaseName, RequestId, TokenMark, lease_name, refresh_token_query};
+use crate::cache::{AccessToken, AccessTokenQuery, Account, Life, RefreshToken, TokenCache, TokenResponse};
+use crate::secret::Secret;
+
+/// What a refresh is to bring.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) request: RequestId,
+    pub(super) query: AccessTokenQuery,
+    pub(super) means: Means,
+    pub(super) family_id: Option<String>,
+    pub(super) token_endpoint: Option<String>,
+    pub(super) claims: Option<String>,
+    pub(super) tries_now: bool,
+    /// The access token that is to be replaced.
+    pub(super) refused: Option<AccessToken>,
+    pub(super) call_timeout: Duration,
+    /// There is a valid token, which the server would like to see refreshed: not worth waiting for.
+    pub(super) is_early: bool,
+}
+
+/// How a token is got.
+#[derive(Debug, Clone)]
+pub(super) enum Means {
+    /// By a refresh token of this account.
+    RefreshToken(Account),
+    /// By a call that needs none: client credentials, a managed identity, another program's token.
+    Mint,
+}
+
+/// What a cache has.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// A token that is fresh.
+    Fresh(AccessToken),
+    /// No such token, and this to make a call with.
+    Send(Box<Candidate>),
+    /// The account has tokens of several realms, and the request names none.
+    SeveralRealms,
+    /// The name of the account is that of several users.
+    SeveralIssuers,
+    /// No such token, and no refresh token.
+    Nothing,
+}
+
+/// A call to make.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    /// The refresh token to send; `None` if the call needs none.
+    pub(super) token: Option<RefreshToken>,
+    pub(super) name: LeaseName,
+    pub(super) environment: String,
+    /// The realm to keep the tokens under, if nothing else names one.
+    pub(super) realm: Option<String>,
+    pub(super) mark: TokenMark,
+    /// Whether the row is this client's: another client's token may be rejected for being another
+    /// client's.
+    pub(super) is_own: bool,
+    /// Whether the cache knew the account.
+    pub(super) knew_owner: bool,
+}
+
+impl Candidate {
+    /// Whose tokens they are; empty for the application's own.
+    pub(super) fn owner(&self) -> &str {
+        self.token.as_ref().and_then(RefreshToken::home_account_id).unwrap_or_default()
+    }
+
+    /// The scopes of the sign-in.
+    pub(super) fn scopes(&self) -> String {
+        self.token.iter().flat_map(RefreshToken::scopes).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The access token of an answer, as the cache has it.
+#[derive(Debug)]
+pub(super) struct Came {
+    pub(super) token: AccessToken,
+    is_fresh: bool,
+}
+
+impl Came {
+    /// Whether the cache had this very token before, until then.
+    pub(super) fn is_no_better_than(&self, known_until: Option<i64>) -> bool {
+        known_until.is_some_and(|until| !self.is_fresh || self.token.expires_on_seconds() <= until)
+    }
+}
+
+impl Wanted {
+    /// What the cache has, if none of the `spent` refresh tokens may be sent.
+    pub(super) fn look(&self, cache: &TokenCache, spent: &[Secret], now: SystemTime) -> Look {
+        let query = self.query_at(now);
+        let fresh = cache.find_living_access_token(&query, Life::Fresh, self.refused().as_ref());
+        // The claims are those of a service that takes no token of before.
+        if let Some(token) = fresh.filter(|_| self.claims.is_none())
+            && !(self.is_early && is_due(&token, &query))
+        {
+            return Look::Fresh(token);
+        }
+        match &self.means {
+            Means::RefreshToken(account) => self.look_for_refresh_token(cache, account, spent),
+            Means::Mint => Look::Send(Box::new(Candidate {
+                token: None,
+                name: LeaseName::of_mint(&self.request),
+                environment: self.query.owner.environment.clone().unwrap_or_default(),
+                realm: self.query.realm.clone(),
+                mark: TokenMark::none(),
+                is_own: true,
+                knew_owner: self.knows_owner(cache),
+            })),
+        }
+    }
+
+    fn look_for_refresh_token(&self, cache: &TokenCache, account: &Account, spent: &[Secret]) -> Look {
+        if cache.has_several_issuers(account) {
+            return Look::SeveralIssuers;
+        }
+        let wanted = refresh_token_query(&self.query, account, self.family_id.as_deref());
+        let mut refresh_tokens = cache.find_refresh_tokens(&wanted);
+        refresh_tokens.retain(|token| !spent.contains(&token.secret()));
+        let Some(first) = refresh_tokens.first().map(RefreshToken::secret) else { return Look::Nothing };
+        // Clients of a family may hold one token: the client's own row is the one that it answers for.
+        refresh_tokens.retain(|token| token.secret() == first);
+        let own = refresh_tokens.iter().position(|token| token.client_id() == self.query.client_id);
+        let token = refresh_tokens.swap_remove(own.unwrap_or(0));
+        let realm = match &self.query.realm {
+            Some(realm) => Some(realm.clone()),
+            None => match cache.known_realm(&self.query.client_id, account) {
+                Ok(realm) => realm,
+                Err(_several) => return Look::SeveralRealms,
+            },
+        };
+        Look::Send(Box::new(Candidate {
+            name: LeaseName::of(&token),
+            mark: TokenMark::of(&token),
+            environment: token.environment().to_owned(),
+            is_own: token.client_id() == self.query.client_id,
+            token: Some(token),
+            realm,
+            knew_owner: true,
+        }))
+    }
+
+    /// The name of the lease that this would take.
+    pub(super) fn lease_name(&self, cache: &TokenCache) -> LeaseName {
+        match &self.means {
+            Means::RefreshToken(account) => {
+                lease_name(cache, &refresh_token_query(&self.query, account, self.family_id.as_deref()))
+            }
+            Means::Mint => LeaseName::of_mint(&self.request),
+        }
+    }
+
+    /// The query, judged at this time unless the program named another.
+    fn query_at(&self, now: SystemTime) -> AccessTokenQuery {
+        let mut query = self.query.clone();
+        query.now.get_or_insert(now);
+        query
+    }
+
+    /// The best token there is, within its extended lifetime if no other.
+    pub(super) fn leftover(&self, cache: &TokenCache, now: SystemTime) -> Option<AccessToken> {
+        // A service that asks for claims takes no token of before.
+        let query = self.claims.is_none().then(|| self.query_at(now))?;
+        cache.find_living_access_token(&query, Life::Extended, self.refused().as_ref())
+    }
+
+    /// The access token of an answer, if it is what was asked for.
+    pub(super) fn came(&self, cache: &TokenCache, token: &Secret, now: SystemTime) -> Option<Came> {
+        let query = self.query_at(now);
+        let token = cache.find_this_access_token(&query, token)?;
+        let fresh = cache.find_living_access_token(&query, Life::Fresh, None);
+        let is_fresh = fresh.is_some_and(|fresh| fresh.secret() == token.secret());
+        Some(Came { token, is_fresh })
+    }
+
+    fn refused(&self) -> Option<Secret> {
+        self.refused.as_ref().map(AccessToken::secret)
+    }
+
+    pub(super) fn is_refused(&self, token: &Secret) -> bool {
+        self.refused.as_ref().is_some_and(|refused| refused.secret() == *token)
+    }
+
+    /// Whether the cache has anything of the account that is asked for.
+    pub(super) fn knows_owner(&self, cache: &TokenCache) -> bool {
+        let owner = &self.query.owner;
+        let (Some(home_account_id), Some(environment)) = (&owner.home_account_id, &owner.environment) else {
+            return false;
+        };
+        cache.knows_account(home_account_id, environment)
+    }
+
+    /// Fills in what an answer need not say.
+    pub(super) fn completed(&self, mut answer: TokenResponse, sent: &Candidate) -> TokenResponse {
+        answer.client_id.get_or_insert_with(|| self.query.client_id.clone());
+        // Whatever the answer calls them: they belong where the token came from that was sent.
+        answer.environment = Some(sent.environment.clone());
+        if let Some(token) = &sent.token {
+            answer.sent_refresh_token = Some(token.secret());
+            answer.home_account_id = token.home_account_id().map(str::to_owned);
+            answer.grant_type.get_or_insert_with(|| "refresh_token".to_owned());
+        } else {
+            let owner = &self.query.owner.home_account_id;
+            answer.home_account_id.clone_from(owner);
+            if owner.is_none() {
+                answer.grant_type.get_or_insert_with(|| "client_credentials".to_owned());
+            }
+            if answer.requested_scopes.is_empty() {
+                answer.requested_scopes.clone_from(&self.query.scopes);
+            }
+        }
+        answer.expected_realm.clone_from(&sent.realm);
+        answer.named_ext_cache_key.clone_from(&self.query.ext_cache_key);
+        match &self.query.key_id {
+            Some(key_id) if answer.key_id().is_none() => answer.parameter("key_id", key_id),
+            _ => answer,
+        }
+    }
+
+    /// The mark of the row of the refresh token that was sent, once the answer is in the cache.
+    pub(super) fn mark_after(
+        &self,
+        sent: &Candidate,
+        answer: &TokenResponse,
+        cache: &TokenCache,
+    ) -> Option<TokenMark> {
+        let came = answer.body.secret_of("refresh_token").ok().flatten()?;
+        let account = Account::new(sent.owner(), &*sent.environment);
+        let wanted = refresh_token_query(&self.query, &account, self.family_id.as_deref());
+        let rows = cache.find_refresh_tokens(&wanted).into_iter();
+        let mut marks = rows.filter(|row| came == row.secret()).map(|row| TokenMark::of(&row));
+        marks.find(|mark| mark.is_of_row(&sent.mark))
+    }
+}

@@ -1,0 +1,534 @@
+//! What to do next to get a token: decisions, without I/O, a clock, a thread or a runtime.
+//!
+//! A driver does what a [`Step`] says and tells the plan what it saw; the plan answers with the next step.
+//!
+//! ```text
+//! begin ─► Read ─► Lease ─► Read ─► Call ─► Read ─► Save ─► Read ─► Finish
+//!                    ▲        │       │
+//!                    └────────┴───────┘ another refresh token, or another try
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime};
+
+use super::call::{Call, Request};
+use super::error::{AcquireError, FailedCall, SignInReason};
+use super::failure::{Cause, Reason, RefreshFailure, Rejection};
+use super::held::Held;
+use super::look::{Candidate, Look, Wanted};
+use super::names::{LeaseName, TokenMark};
+use super::pending::overlaid;
+use super::refusal::Verdict;
+use super::request::{Acquired, Origin};
+use crate::cache::{
+    AccessToken, CacheError, ErrorResponse, RefreshToken, TokenCache, TokenResponse, token_endpoint_of,
+};
+use crate::persisted::Error;
+use crate::secret::Secret;
+
+/// What a driver is to do next, and what it is to tell the plan then.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Remove this access token from the cache: [`Plan::forgotten`].
+    Forget(Box<AccessToken>),
+    /// Read the cache: [`Plan::read`], or [`Plan::unreadable`].
+    Read(Read),
+    /// Give back the lease that is held, if any, and take this one: [`Plan::leased`], or
+    /// [`Plan::not_leased`].
+    Lease {
+        name: LeaseName,
+        /// Whether it is worth waiting for.
+        waits: bool,
+    },
+    /// Make this call, and note beside the lease that it is in use: [`Plan::answered`], or
+    /// [`Plan::give_up`].
+    Call(Box<Call>),
+    /// Save what is pending: [`Plan::saved`].
+    Save,
+    /// Tell all who wait. The plan has ended.
+    Finish(Outcome),
+}
+
+/// Which state of the cache to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Read {
+    /// The newest.
+    Newest,
+    /// What is in memory, however old.
+    InMemory,
+    /// The newest, or what is in memory if that cannot be read.
+    NewestOrInMemory,
+    /// The newest, if it is in memory.
+    IfCurrent,
+}
+
+/// How a plan ended.
+#[derive(Debug, Clone)]
+pub(super) enum Outcome {
+    Acquired(Acquired),
+    /// An early refresh was not tried, because somebody else has the lease.
+    Busy,
+    /// `leftover` is the best token there is, valid or within its extended lifetime.
+    Failed {
+        error: AcquireError,
+        leftover: Option<Leftover>,
+    },
+}
+
+/// A token to serve when there is no better one.
+#[derive(Debug, Clone)]
+pub(super) struct Leftover {
+    pub(super) token: AccessToken,
+    /// Why it may not be saved.
+    pub(super) save_failure: Option<Arc<Error>>,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub(super) enum Called {
+    Answered(Result<Box<TokenResponse>, RefreshFailure>),
+    /// It was given up at its deadline.
+    #[cfg(feature = "tokio")]
+    TimedOut,
+    /// It never answered, and never will.
+    Lost(&'static str),
+}
+
+/// How long after an early refresh that was in vain the next one is tried, unless the server says.
+const EARLY_PAUSE: Duration = Duration::from_secs(1);
+
+const SEVERAL_REALMS: &str =
+    "the account has tokens of several realms: name one with `AccessTokenQuery::realm`";
+const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
+                               account from `accounts`, or name it with `Account::with_issuer`";
+
+/// One way to a token, from the first look to what all who wait are told.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    wanted: Arc<Wanted>,
+    state: State,
+    /// Refresh tokens that must not be sent any more.
+    spent: Vec<Secret>,
+    /// Why the user must sign in, if nothing else is left.
+    error: AcquireError,
+}
+
+/// What the plan waits to be told.
+#[derive(Debug, Clone)]
+enum State {
+    /// What the cache has, before any lease.
+    Looking,
+    /// Whether the lease was taken.
+    Leasing,
+    /// What the cache has under the lease: somebody may have refreshed, signed in or out, since the last look.
+    LookingAgain,
+    /// What came of a call, and when that began.
+    Calling(Box<Candidate>, SystemTime),
+    /// Whether the cache would take the answer, as far as can be told from what is in memory.
+    Checking(Box<Answer>),
+    /// Whether what is pending was saved.
+    Saving(After),
+    /// What the cache has of the answer.
+    Judging(Box<Answer>),
+    /// Which refresh token would be sent next, which a failure is remembered of.
+    Failing(Box<Failed>),
+    /// Which token may be served instead.
+    FallingBack(AcquireError),
+    Ended,
+}
+
+/// What follows a save.
+#[derive(Debug, Clone)]
+enum After {
+    Judge(Box<Answer>),
+    Fail(Box<Failed>),
+    LookAgain,
+}
+
+/// An answer with tokens.
+#[derive(Debug, Clone)]
+struct Answer {
+    response: Arc<TokenResponse>,
+    sent: Candidate,
+    access_token: Option<Secret>,
+    /// Until when the cache had this very access token before.
+    known_until: Option<i64>,
+    has_expired: bool,
+    /// It is an error in spite of its tokens.
+    failure: Option<Reason>,
+}
+
+/// A call that brought no tokens.
+#[derive(Debug, Clone)]
+struct Failed {
+    reason: Reason,
+    sent: Candidate,
+}
+
+impl Plan {
+    pub(super) fn new(wanted: Arc<Wanted>) -> Self {
+        let error = AcquireError::sign_in(SignInReason::NoRefreshToken);
+        Self { wanted, state: State::Looking, spent: Vec::new(), error }
+    }
+
+    /// The first step.
+    pub(super) fn begin(&mut self) -> Step {
+        if let Some(token) = self.wanted.refused.as_ref().filter(|token| token.is_endless()) {
+            // It was taken to live for ever; the service says that it does not.
+            return Step::Forget(Box::new(token.clone()));
+        }
+        self.look()
+    }
+
+    pub(super) fn forgotten(&mut self, result: Result<(), AcquireError>) -> Step {
+        match result {
+            Ok(()) => self.look(),
+            Err(error) => self.give_up(error),
+        }
+    }
+
+    fn look(&mut self) -> Step {
+        self.state = State::Looking;
+        Step::Read(Read::Newest)
+    }
+
+    fn look_again(&mut self) -> Step {
+        self.state = State::LookingAgain;
+        Step::Read(Read::Newest)
+    }
+
+    /// The lease was taken.
+    pub(super) fn leased(&mut self, held: &Held) -> Step {
+        // Under another lease nothing shows that these are spent.
+        self.spent.extend(held.pending.spent());
+        self.look_again()
+    }
+
+    /// The lease was not taken: `None` if it is not free and not worth waiting for.
+    pub(super) fn not_leased(&mut self, error: Option<AcquireError>) -> Step {
+        match error {
+            Some(error) => self.give_up(error),
+            None => self.finish(Outcome::Busy),
+        }
+    }
+
+    /// Ends the plan with an error, once it is known what may be served instead.
+    pub(super) fn give_up(&mut self, error: AcquireError) -> Step {
+        self.state = State::FallingBack(error);
+        // Without waiting; and if the cache has changed and cannot be read, not from before: somebody may
+        // have signed out.
+        Step::Read(Read::IfCurrent)
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Step {
+        self.state = State::Ended;
+        Step::Finish(outcome)
+    }
+
+    fn finish_with(&mut self, token: AccessToken, origin: Origin, held: Option<&Held>) -> Step {
+        let save_failure = held.and_then(|held| held.pending.failure());
+        self.finish(Outcome::Acquired(Acquired { token, origin, save_failure, failure: None }))
+    }
+
+    /// The cache could not be read as the last step asked for.
+    pub(super) fn unreadable(
+        &mut self,
+        error: AcquireError,
+        held: Option<&mut Held>,
+        now: SystemTime,
+    ) -> Step {
+        match (std::mem::replace(&mut self.state, State::Ended), held) {
+            (State::FallingBack(error), _) => self.finish(Outcome::Failed { error, leftover: None }),
+            (State::Failing(failed), Some(held)) => {
+                let mark = failed.sent.mark.clone();
+                self.failed(*failed, mark, held, now)
+            }
+            _ => self.give_up(error),
+        }
+    }
+
+    /// The cache as the last step asked for, without what is pending.
+    pub(super) fn read(&mut self, cache: &TokenCache, held: Option<&mut Held>, now: SystemTime) -> Step {
+        let pending = held.as_ref().map(|held| held.pending.clone()).unwrap_or_default();
+        overlaid(cache, [&pending], |cache| self.read_overlaid(cache, held, now))
+    }
+
+    fn read_overlaid(&mut self, cache: &TokenCache, held: Option<&mut Held>, now: SystemTime) -> Step {
+        match (std::mem::replace(&mut self.state, State::Ended), held) {
+            (State::Looking, _) => self.decide(cache, None, now),
+            (State::LookingAgain, held) => self.decide(cache, held, now),
+            (State::Checking(answer), Some(held)) => self.check(*answer, cache, held, now),
+            (State::Judging(answer), Some(held)) => self.judge(*answer, cache, held, now),
+            (State::Failing(failed), Some(held)) => {
+                let mark = self.sent_next(cache, now).unwrap_or_else(|| failed.sent.mark.clone());
+                self.failed(*failed, mark, held, now)
+            }
+            (State::FallingBack(error), held) => {
+                let save_failure = held.and_then(|held| held.pending.failure());
+                let leftover = self.wanted.leftover(cache, now).map(|token| Leftover { token, save_failure });
+                self.finish(Outcome::Failed { error, leftover })
+            }
+            (state, _) => unreachable!("nothing is read in {state:?}"),
+        }
+    }
+
+    /// What to do about what the cache has.
+    fn decide(&mut self, cache: &TokenCache, held: Option<&mut Held>, now: SystemTime) -> Step {
+        loop {
+            let candidate = match self.wanted.look(cache, &self.spent, now) {
+                Look::Fresh(token) => return self.finish_with(token, Origin::Cache, held.as_deref()),
+                Look::Nothing => return self.give_up(self.error.clone()),
+                Look::SeveralRealms => return self.give_up(AcquireError::Ambiguous { what: SEVERAL_REALMS }),
+                Look::SeveralIssuers => {
+                    return self.give_up(AcquireError::Ambiguous { what: SEVERAL_ISSUERS });
+                }
+                Look::Send(candidate) => candidate,
+            };
+            let Some(held) = held.as_deref().filter(|held| held.name == candidate.name) else {
+                self.state = State::Leasing;
+                return Step::Lease { name: candidate.name, waits: !self.wanted.is_early };
+            };
+            if !self.wanted.tries_now {
+                if let Some(retry_after) = held.back_off(&candidate.mark, now) {
+                    return self.give_up(AcquireError::Unavailable { retry_after, cause: None });
+                }
+                match held.refusal(&self.wanted.request, &candidate.mark, now) {
+                    // Another token may do.
+                    Some((left, verdict @ (Verdict::Rejected(_) | Verdict::OtherUser)))
+                        if candidate.token.is_some() =>
+                    {
+                        self.error = verdict.clone().into_error(left);
+                        self.spent.extend(candidate.token.as_ref().map(RefreshToken::secret));
+                        continue;
+                    }
+                    Some((left, verdict)) => return self.give_up(verdict.clone().into_error(left)),
+                    None => {}
+                }
+            }
+            let call = self.call(&candidate, now);
+            self.state = State::Calling(candidate, now);
+            return Step::Call(Box::new(call));
+        }
+    }
+
+    fn call(&self, sent: &Candidate, now: SystemTime) -> Call {
+        let wanted = &*self.wanted;
+        let known_endpoint = || token_endpoint_of(&sent.environment, sent.realm.as_deref()?);
+        let request = Request {
+            client_id: wanted.query.client_id.clone(),
+            environment: sent.environment.clone(),
+            realm: sent.realm.clone(),
+            scopes: wanted.query.scopes.clone(),
+            claims: wanted.claims.clone(),
+            token_endpoint: wanted.token_endpoint.clone().or_else(known_endpoint),
+            began: now,
+            has_sent_scopes: AtomicBool::new(false),
+        };
+        Call { refresh_token: sent.token.as_ref().map(RefreshToken::secret), request }
+    }
+
+    /// What came of the call.
+    #[cfg_attr(not(feature = "tokio"), allow(unused_variables))] // A blocking call is never given up.
+    pub(super) fn answered(&mut self, called: Called, held: &mut Held, now: SystemTime) -> Step {
+        let State::Calling(sent, began) = std::mem::replace(&mut self.state, State::Ended) else {
+            unreachable!("nothing was called");
+        };
+        let sent = *sent;
+        let reason = match called {
+            Called::Answered(Ok(answer)) => return self.keep(*answer, began, sent),
+            Called::Answered(Err(RefreshFailure(reason))) => reason,
+            #[cfg(feature = "tokio")]
+            Called::TimedOut => {
+                held.failed(None, &sent.mark, now);
+                return self.give_up(AcquireError::CallTimedOut { waited: self.wanted.call_timeout });
+            }
+            Called::Lost(why) => {
+                Reason::Transient { retry_after: None, cause: Cause(Arc::from(Box::from(why))) }
+            }
+        };
+        self.fail(Failed { reason, sent })
+    }
+
+    fn fail(&mut self, failed: Failed) -> Step {
+        self.state = State::Failing(Box::new(failed));
+        Step::Read(Read::Newest)
+    }
+
+    /// Remembers why a call brought no tokens, of the token that would be sent next: the same one, or one
+    /// that came with the error.
+    fn failed(&mut self, failed: Failed, mark: TokenMark, held: &mut Held, now: SystemTime) -> Step {
+        let request = &self.wanted.request;
+        match failed.reason {
+            Reason::Transient { retry_after, cause } => {
+                let retry_after = held.failed(retry_after, &mark, now);
+                self.give_up(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) })
+            }
+            Reason::Unexplained { status, retry_after } => {
+                held.answered();
+                let retry_after =
+                    held.refused(request, &mark, Verdict::Unexplained(status), retry_after, now);
+                let cause = Cause(Arc::from(Box::from(format!("status {status}"))));
+                self.give_up(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) })
+            }
+            Reason::Refused { error } => {
+                held.answered();
+                held.refused(request, &mark, Verdict::Refused(error.clone()), None, now);
+                self.give_up(AcquireError::Refused { error })
+            }
+            Reason::Rejected(rejection) => self.rejected(failed.sent, &mark, rejection, held, now),
+        }
+    }
+
+    /// The server does not take this refresh token, or asks for the user.
+    fn rejected(
+        &mut self,
+        sent: Candidate,
+        mark: &TokenMark,
+        rejection: Rejection,
+        held: &mut Held,
+        now: SystemTime,
+    ) -> Step {
+        held.answered();
+        self.error = rejection.clone().into();
+        let Some(token) = sent.token else {
+            held.refused(&self.wanted.request, mark, Verdict::Rejected(rejection), None, now);
+            return self.give_up(self.error.clone());
+        };
+        self.spent.push(token.secret());
+        if rejection.ends_token && sent.is_own {
+            // Only where this very token stands: a newer one may have come meanwhile.
+            held.pending.retire(token);
+            self.state = State::Saving(After::LookAgain);
+            return Step::Save;
+        }
+        held.refused(&self.wanted.request, mark, Verdict::Rejected(rejection), None, now);
+        self.look_again()
+    }
+
+    /// Completes an answer, before it is known whether the cache takes it.
+    fn keep(&mut self, response: TokenResponse, began: SystemTime, sent: Candidate) -> Step {
+        let mut response = self.wanted.completed(response, &sent);
+        response.received_at.get_or_insert(began);
+        let failure =
+            ErrorResponse::in_success(&response.body).map(|error| RefreshFailure::classified(200, error).0);
+        let access_token = response.access_token();
+        let response = Arc::new(response);
+        let answer = Answer { response, sent, access_token, known_until: None, has_expired: false, failure };
+        self.state = State::Checking(Box::new(answer));
+        Step::Read(Read::InMemory)
+    }
+
+    fn check(&mut self, mut answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
+        if answer.failure.is_none() {
+            let owner = answer.sent.owner();
+            answer.known_until =
+                answer.access_token.as_ref().and_then(|token| cache.expiry_of_access_token(owner, token));
+            match cache.fork().add(&answer.response) {
+                Ok(added) => {
+                    answer.has_expired = added.has_expired();
+                    let knew_owner = answer.sent.knew_owner;
+                    match answer.sent.token {
+                        Some(_) => held.pending.renew(Arc::clone(&answer.response)),
+                        None => held.pending.mint(Arc::clone(&answer.response), knew_owner),
+                    }
+                    self.state = State::Saving(After::Judge(Box::new(answer)));
+                    return Step::Save;
+                }
+                Err(CacheError::OtherAccount) => {
+                    held.answered();
+                    let mark = &answer.sent.mark;
+                    held.refused(&self.wanted.request, mark, Verdict::OtherUser, None, now);
+                    return self.try_another(SignInReason::OtherUser, answer.sent);
+                }
+                // The server said yes, and what it sent is no token response.
+                Err(error) => answer.failure = Some(RefreshFailure::transient(error).0),
+            }
+        }
+        // Whatever refresh token is in it is the one that works from now on.
+        let Answer { response, sent, failure, .. } = answer;
+        let reason = failure.unwrap_or(Reason::Unexplained { status: 200, retry_after: None });
+        let failed = Failed { reason, sent };
+        let rest = response.refresh_token_only().filter(|rest| cache.fork().add(rest).is_ok());
+        let Some(rest) = rest.filter(|_| failed.sent.token.is_some()) else { return self.fail(failed) };
+        held.pending.renew(Arc::new(rest));
+        self.state = State::Saving(After::Fail(Box::new(failed)));
+        Step::Save
+    }
+
+    /// Tries another refresh token, if there is one.
+    fn try_another(&mut self, reason: SignInReason, sent: Candidate) -> Step {
+        self.error = AcquireError::sign_in(reason);
+        let Some(token) = sent.token else { return self.give_up(self.error.clone()) };
+        self.spent.push(token.secret());
+        self.look_again()
+    }
+
+    /// What was pending was saved, or could not be.
+    pub(super) fn saved(&mut self) -> Step {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Saving(After::Judge(answer)) => {
+                self.state = State::Judging(answer);
+                // If the cache cannot be read, nothing was saved, and what the server has just given is good.
+                Step::Read(Read::NewestOrInMemory)
+            }
+            State::Saving(After::Fail(failed)) => self.fail(*failed),
+            State::Saving(After::LookAgain) => self.look_again(),
+            state => unreachable!("nothing was to be saved in {state:?}"),
+        }
+    }
+
+    /// What the answer means, as the cache has it.
+    fn judge(&mut self, answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
+        let Answer { response, sent, access_token, known_until, has_expired, .. } = answer;
+        if let Some(mark) = self.wanted.mark_after(&sent, &response, cache) {
+            held.rotated(&sent.mark, &mark);
+        }
+        let is_ours = match sent.token {
+            Some(_) => cache.awaits(&response),
+            None => !sent.knew_owner || self.wanted.knows_owner(cache),
+        };
+        if !is_ours {
+            return self.try_another(SignInReason::SignedOut, sent);
+        }
+        let came = access_token.as_ref().and_then(|token| self.wanted.came(cache, token, now));
+        let verdict = match (&access_token, came) {
+            (None, _) => Verdict::NoAccessToken,
+            (Some(_), _) if has_expired => Verdict::Expired,
+            (Some(token), _) if self.wanted.is_refused(token) => Verdict::SameToken,
+            (Some(_), None) => Verdict::NotGranted(response.granted().unwrap_or_else(|| sent.scopes())),
+            // The same token once more is of use only if it lasts longer now.
+            (Some(_), Some(came)) if came.is_no_better_than(known_until) => Verdict::SameToken,
+            (Some(_), Some(came)) => {
+                held.granted(&self.wanted.request);
+                return self.finish_with(came.token, Origin::Refreshed, Some(held));
+            }
+        };
+        // The same request would only bring the same again.
+        held.answered();
+        let mark = self.sent_next(cache, now).unwrap_or(sent.mark);
+        let left = held.refused(&self.wanted.request, &mark, verdict.clone(), None, now);
+        self.give_up(verdict.into_error(left))
+    }
+
+    /// The refresh token that would be sent next.
+    fn sent_next(&self, cache: &TokenCache, now: SystemTime) -> Option<TokenMark> {
+        match self.wanted.look(cache, &self.spent, now) {
+            Look::Send(next) => Some(next.mark),
+            _ => None,
+        }
+    }
+}
+
+/// How long early refreshes pause after this outcome of one, and why.
+pub(super) fn early_pause(outcome: &Outcome) -> Option<(Duration, Option<AcquireError>)> {
+    let (pause, failure) = match outcome {
+        Outcome::Acquired(acquired) => {
+            let failure = acquired.failure()?;
+            (failure.retry_after(), Some(failure.clone()))
+        }
+        Outcome::Busy => (None, None),
+        Outcome::Failed { error, .. } => (error.retry_after(), Some(error.clone())),
+    };
+    Some((pause.unwrap_or(EARLY_PAUSE), failure))
+}

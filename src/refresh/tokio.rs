@@ -1,0 +1,515 @@
+//! The driver for Tokio: the call is a task, and what blocks is done by a few threads. Nothing here blocks the
+//! runtime, and no refresh has a thread of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::call::{Call, MintCall};
+use super::caller::{Caller, Step};
+use super::driver::{Driver, Next};
+use super::lease::Home;
+use super::names::{LeaseName, lease_name};
+use super::plan::{Called, Outcome};
+use super::registry::Registry;
+use super::single_flight::{Flight, Patience, Waited, Waiting};
+use super::source::Source;
+use super::{
+    AcquireError, AcquireRequest, Acquired, RefreshCall, RefreshFailure, RefreshGuard, SharedTokenCache,
+    for_application,
+};
+use crate::cache::{RefreshTokenQuery, TokenResponse};
+use crate::deadline::{self, InLane, Lane};
+use crate::persisted::PersistedTokenCache;
+use crate::workers::{self, Timer};
+
+impl PersistedTokenCache {
+    /// As [`acquire`](Self::acquire), for asynchronous code on Tokio.
+    ///
+    /// Dropping the returned future cancels the wait only: `call` runs as a task of the runtime, and it
+    /// and the save of what it brings run to completion. The work on locks and files is done by a few
+    /// threads, however many tasks there are. A fresh token is returned at once.
+    ///
+    /// The runtime must go on being driven for the call to complete: shut down or left alone
+    /// meanwhile, it takes what the server answers with it, and the call counts as failed.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        mut call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(RefreshCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        let call = move |sent: Call| call(RefreshCall::new(sent));
+        acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), true, call).await
+    }
+
+    /// As [`acquire_for_application`](Self::acquire_for_application), for asynchronous code on Tokio; see
+    /// [`acquire_async`](Self::acquire_async).
+    ///
+    /// # Errors
+    /// As [`acquire_for_application`](Self::acquire_for_application), and [`AcquireError::NoRuntime`] outside
+    /// a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_for_application_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        self.acquire_with_async(for_application(request.into())?, call).await
+    }
+
+    /// As [`acquire_with`](Self::acquire_with), for asynchronous code on Tokio; see
+    /// [`acquire_async`](Self::acquire_async).
+    ///
+    /// # Errors
+    /// As [`acquire_with`](Self::acquire_with), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_with_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        mut call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        let call = move |sent: Call| call(MintCall::new(sent));
+        acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), false, call).await
+    }
+
+    /// As [`refresh_guard`](Self::refresh_guard), for asynchronous code on Tokio. Dropping the returned
+    /// future gives the right back as soon as it comes.
+    ///
+    /// # Errors
+    /// As [`refresh_guard`](Self::refresh_guard), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn refresh_guard_async(
+        &self,
+        query: &RefreshTokenQuery,
+        within: Duration,
+    ) -> Result<RefreshGuard, AcquireError> {
+        guard(Source::File(self.clone()), Registry::of(self), query.clone(), within).await
+    }
+}
+
+impl SharedTokenCache {
+    /// As [`acquire`](Self::acquire), for asynchronous code on Tokio; see
+    /// [`PersistedTokenCache::acquire_async`].
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        mut call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(RefreshCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        let call = move |sent: Call| call(RefreshCall::new(sent));
+        acquire(&self.source, || self.registry(), request.into(), true, call).await
+    }
+
+    /// As [`acquire_for_application`](Self::acquire_for_application), for asynchronous code on Tokio; see
+    /// [`PersistedTokenCache::acquire_async`].
+    ///
+    /// # Errors
+    /// As [`acquire_for_application`](Self::acquire_for_application), and [`AcquireError::NoRuntime`] outside
+    /// a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_for_application_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        self.acquire_with_async(for_application(request.into())?, call).await
+    }
+
+    /// As [`acquire_with`](Self::acquire_with), for asynchronous code on Tokio; see
+    /// [`PersistedTokenCache::acquire_async`].
+    ///
+    /// # Errors
+    /// As [`acquire_with`](Self::acquire_with), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_with_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        mut call: F,
+    ) -> Result<Acquired, AcquireError>
+    where
+        F: FnMut(MintCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        let call = move |sent: Call| call(MintCall::new(sent));
+        acquire(&self.source, || self.registry(), request.into(), false, call).await
+    }
+
+    /// As [`refresh_guard`](Self::refresh_guard), for asynchronous code on Tokio.
+    ///
+    /// # Errors
+    /// As [`refresh_guard`](Self::refresh_guard), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn refresh_guard_async(
+        &self,
+        query: &RefreshTokenQuery,
+        within: Duration,
+    ) -> Result<RefreshGuard, AcquireError> {
+        guard(self.source.clone(), self.registry(), query.clone(), within).await
+    }
+}
+
+async fn acquire<F, R>(
+    source: &Source,
+    registry: impl FnOnce() -> Arc<Registry>,
+    request: AcquireRequest<'_>,
+    needs_refresh_token: bool,
+    call: F,
+) -> Result<Acquired, AcquireError>
+where
+    F: FnMut(Call) -> R + Send + 'static,
+    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+{
+    let runtime = runtime()?;
+    let mut caller = match Caller::new(source, registry, request, needs_refresh_token)? {
+        Ok(acquired) => return Ok(acquired),
+        Err(caller) => caller,
+    };
+    let mut call = Some(call);
+    loop {
+        let lead = |driver| {
+            let Some(call) = call.take() else { return Err(AcquireError::unexplained()) };
+            let refresh = Refresh { driver, call, runtime: runtime.clone(), timer: None };
+            on_a_worker(refresh, |mut refresh| {
+                let next = refresh.driver.begin();
+                refresh.go_on(next);
+            })
+        };
+        let flight = match caller.join(lead) {
+            Step::Done(result) => return result,
+            Step::Wait(flight) => flight,
+        };
+        let waited = outcome(&flight, caller.patience()).await;
+        if let Some(result) = caller.judge(waited) {
+            return result;
+        }
+    }
+}
+
+fn runtime() -> Result<Handle, AcquireError> {
+    Handle::try_current().map_err(|_| AcquireError::NoRuntime)
+}
+
+/// Waits for a flight to end.
+async fn outcome(flight: &Flight<Outcome>, patience: Patience) -> Waited<Outcome> {
+    loop {
+        let until = match flight.look(patience) {
+            Ok(waited) => return waited,
+            Err(until) => until,
+        };
+        let waiting = Waiting::new(flight);
+        let news = std::future::poll_fn(|context| waiting.poll(patience, until, context));
+        if tokio::time::timeout(deadline::left(until), news).await.is_err() {
+            match flight.look(patience) {
+                Ok(waited) => return waited,
+                // One's own call has begun meanwhile.
+                Err(later) if later > until => {}
+                // The time is over, by the runtime's clock if not by the system's: tests may let it run.
+                Err(_) => return Waited::TimedOut,
+            }
+        }
+    }
+}
+
+/// How much later than its own deadline a call may answer, where its runtime is busy.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// How soon a lease that another process has is asked for again, at first and at the most.
+const FIRST_RETRY: Duration = Duration::from_millis(2);
+const LONGEST_RETRY: Duration = Duration::from_millis(50);
+
+/// A refresh under way. One at a time has it: a worker, the task of its call, or what waits for a lease.
+struct Refresh<F> {
+    driver: Driver,
+    call: F,
+    runtime: Handle,
+    /// What ends the wait, if nothing else does.
+    timer: Option<Timer>,
+}
+
+/// A refresh that waits. Whoever takes it out goes on with it.
+type Slot<F> = Arc<Mutex<Option<Refresh<F>>>>;
+
+fn take<F>(slot: &Slot<F>) -> Option<Refresh<F>> {
+    let mut refresh = slot.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    refresh.timer = None;
+    Some(refresh)
+}
+
+/// Has `work` done at a point in time, unless somebody has taken the refresh out by then.
+fn take_at<F: Send + 'static>(
+    slot: &Slot<F>,
+    time: Instant,
+    work: impl FnOnce(Refresh<F>) + Send + 'static,
+) -> Result<(), AcquireError> {
+    let late = Arc::clone(slot);
+    let timer = workers::run_at(time, move || {
+        if let Some(refresh) = take(&late) {
+            work(refresh);
+        }
+    });
+    let timer = timer.map_err(|source| AcquireError::NoThread { source: Arc::new(source) })?;
+    if let Some(refresh) = &mut *slot.lock().unwrap_or_else(PoisonError::into_inner) {
+        refresh.timer = Some(timer);
+    }
+    Ok(())
+}
+
+/// Goes on with a refresh on a worker. Without one, it ends, and those who wait are told.
+fn on_a_worker<F: Send + 'static>(
+    refresh: Refresh<F>,
+    work: impl FnOnce(Refresh<F>) + Send + 'static,
+) -> Result<(), AcquireError> {
+    workers::run(move || work(refresh)).map_err(|source| AcquireError::NoThread { source: Arc::new(source) })
+}
+
+impl<F, R> Refresh<F>
+where
+    F: FnMut(Call) -> R + Send + 'static,
+    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+{
+    /// Goes on until there is something to wait for.
+    fn go_on(mut self, mut next: Next) {
+        loop {
+            next = match next {
+                Next::Done => return,
+                Next::Lease(name) => return self.wait_for_lease(name),
+                Next::Call(call) => match self.driver.may_call(true) {
+                    Ok(()) => return self.call(*call),
+                    Err(next) => *next,
+                },
+            };
+        }
+    }
+
+    /// Waits for the lane of a lease without a thread.
+    fn wait_for_lease(self, name: LeaseName) {
+        let lane = self.driver.lane(&name);
+        let until = self.driver.patience.deadline;
+        let slot = Arc::new(Mutex::new(Some(self)));
+        WaitingForLane { slot: Arc::clone(&slot), lane, name: name.clone() }.enter();
+        let timed = take_at(&slot, until, move |mut refresh| {
+            let next = refresh.driver.lease_timed_out(&name);
+            refresh.go_on(next);
+        });
+        if timed.is_err() {
+            drop(take(&slot));
+        }
+    }
+
+    /// Takes the lease as soon as no other process has it.
+    fn lease_in_lane(mut self, name: LeaseName, in_lane: InLane, retry: Duration) {
+        let in_lane = match self.driver.lease_in_lane(&name, in_lane) {
+            Ok(next) => return self.go_on(next),
+            Err(in_lane) => in_lane,
+        };
+        if deadline::left(self.driver.patience.deadline).is_zero() {
+            drop(in_lane);
+            let next = self.driver.lease_timed_out(&name);
+            return self.go_on(next);
+        }
+        let time = self.driver.patience.deadline.min(deadline::after(retry));
+        let again = workers::run_at(time, move || {
+            self.lease_in_lane(name, in_lane, LONGEST_RETRY.min(retry * 2));
+        });
+        // If there is no thread for that, the refresh was dropped, and those who wait are told.
+        if let Ok(again) = again {
+            again.detach();
+        }
+    }
+
+    /// Makes a call as a task of the runtime. What comes of it is handed to a worker in the very poll that
+    /// gets it.
+    fn call(mut self, request: Call) {
+        let runtime = self.runtime.clone();
+        let within = self.driver.patience.call_timeout;
+        // Some clients need the runtime already when the future is made.
+        let entered = runtime.enter();
+        let Ok(future) = catch_unwind(AssertUnwindSafe(|| (self.call)(request))) else {
+            drop(entered);
+            let next = self.driver.answered(Called::Lost("the call panicked"));
+            return self.go_on(next);
+        };
+        drop(entered);
+        let slot = Arc::new(Mutex::new(Some(self)));
+        let answering = Answering { slot: Arc::clone(&slot) };
+        let task = runtime.spawn(async move {
+            let called = tokio::time::timeout(within, NoPanic(Box::pin(future))).await;
+            answering.answered(match called {
+                Ok(Ok(answer)) => Called::Answered(answer.map(Box::new)),
+                Ok(Err(Panicked)) => Called::Lost("the call panicked"),
+                Err(_) => Called::TimedOut,
+            });
+        });
+        let overdue = deadline::after(within.saturating_add(GRACE));
+        // Without a thread for that, only the runtime's clock ends the call.
+        let _ = take_at(&slot, overdue, move |mut refresh| {
+            // Its runtime is not being driven, or it blocks in there. It will not be polled again.
+            task.abort();
+            let next = refresh.driver.answered(Called::TimedOut);
+            refresh.go_on(next);
+        });
+    }
+}
+
+/// A call that is made. Dropped without an answer, as when its runtime is shut down, it counts as failed.
+struct Answering<F, R>
+where
+    F: FnMut(Call) -> R + Send + 'static,
+    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+{
+    slot: Slot<F>,
+}
+
+impl<F, R> Answering<F, R>
+where
+    F: FnMut(Call) -> R + Send + 'static,
+    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+{
+    fn answered(&self, called: Called) {
+        let Some(refresh) = take(&self.slot) else { return };
+        let _ = on_a_worker(refresh, move |mut refresh| {
+            let next = refresh.driver.answered(called);
+            refresh.go_on(next);
+        });
+    }
+}
+
+impl<F, R> Drop for Answering<F, R>
+where
+    F: FnMut(Call) -> R + Send + 'static,
+    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+{
+    fn drop(&mut self) {
+        self.answered(Called::Lost("the call was dropped: its runtime was shut down"));
+    }
+}
+
+/// What waits for the lane of a lease.
+struct WaitingForLane<F> {
+    slot: Slot<F>,
+    lane: Arc<Lane>,
+    name: LeaseName,
+}
+
+impl<F, R> WaitingForLane<F>
+where
+    F: FnMut(Call) -> R + Send + 'static,
+    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+{
+    /// Goes on in the lane if it is free, and stands in line otherwise.
+    fn enter(self) {
+        let this = Arc::new(self);
+        let Some(in_lane) = this.lane.enter_or_queue(Arc::clone(&this).into()) else { return };
+        match take(&this.slot) {
+            Some(refresh) => refresh.lease_in_lane(this.name.clone(), in_lane, FIRST_RETRY),
+            // Its time was over meanwhile. Leaving the lane wakes the next one.
+            None => drop(in_lane),
+        }
+    }
+}
+
+impl<F, R> Wake for WaitingForLane<F>
+where
+    F: FnMut(Call) -> R + Send + 'static,
+    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+{
+    /// Whoever leaves the lane is not kept: a worker goes on.
+    fn wake(self: Arc<Self>) {
+        let Self { slot, lane, name } = &*self;
+        let waiting = Self { slot: Arc::clone(slot), lane: Arc::clone(lane), name: name.clone() };
+        let _ = workers::run(move || waiting.enter());
+    }
+}
+
+struct Panicked;
+
+/// A future whose panics are an error: what a panic says may be anything, a secret too.
+struct NoPanic<R>(Pin<Box<R>>);
+
+impl<R: Future> Future for NoPanic<R> {
+    type Output = Result<R::Output, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
+    }
+}
+
+async fn guard(
+    source: Source,
+    registry: Arc<Registry>,
+    query: RefreshTokenQuery,
+    within: Duration,
+) -> Result<RefreshGuard, AcquireError> {
+    runtime()?;
+    let deadline = deadline::after(within);
+    let name = source.read_in_memory(|cache| lease_name(cache, &query))?;
+    // One thread waits for all tasks that want the same.
+    let queue = registry.guard_queue(&name);
+    let Ok(first) = tokio::time::timeout(within, Arc::clone(&queue).acquire_owned()).await else {
+        return Err(Home::of(&source, &name).timed_out(within));
+    };
+    let first = first.expect("the queue is never closed");
+    let (give, given) = oneshot::channel();
+    let started = thread::Builder::new().name("tokenseal-guard".into()).spawn(move || {
+        let is_wanted = || !give.is_closed();
+        let guard = RefreshGuard::wait(&source, &registry, &query, deadline::left(deadline), is_wanted);
+        drop(first);
+        // If nobody waits any more, the guard is dropped here.
+        let _ = give.send(guard);
+    });
+    if let Err(source) = started {
+        return Err(AcquireError::NoThread { source: Arc::new(source) });
+    }
+    given.await.expect("the thread sends before it ends")
+}

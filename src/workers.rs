@@ -1,0 +1,195 @@
+//! A few threads and a clock, for asynchronous callers: work that blocks never runs on their runtime.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::deadline;
+use crate::process::{PerProcess, Process};
+
+/// How many threads there are at the most.
+const MOST_THREADS: usize = 4;
+
+/// How long a thread waits for work before it ends.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// More stack than the work was seen to use.
+const STACK: usize = 64 * 1024;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Workers {
+    state: Mutex<State>,
+    /// There is work, or an earlier point in time to wait for.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<Work>,
+    /// What is to be done later, by when and in which order.
+    later: BTreeMap<(Instant, u64), Work>,
+    number: u64,
+    threads: usize,
+    /// Threads that wait for work.
+    idle: usize,
+}
+
+static WORKERS: PerProcess<Workers> = PerProcess::new(|_parent| Workers::default());
+
+/// Does `work` on a thread, as soon as one is free. It is under way when this returns, whatever becomes of the
+/// caller.
+///
+/// # Errors
+/// If no thread could be started, and there is none.
+pub(crate) fn run(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    WORKERS.get().add(|state| state.ready.push_back(Box::new(work)))
+}
+
+/// As [`run`], at a point in time, unless the timer is dropped before.
+///
+/// # Errors
+/// If no thread could be started, and there is none.
+pub(crate) fn run_at(time: Instant, work: impl FnOnce() + Send + 'static) -> io::Result<Timer> {
+    let mut number = 0;
+    WORKERS.get().add(|state| {
+        state.number += 1;
+        number = state.number;
+        state.later.insert((time, number), Box::new(work));
+    })?;
+    Ok(Timer { key: (time, number), process: Process::current() })
+}
+
+/// What is to be done later. Dropped before, it is not done.
+#[must_use]
+pub(crate) struct Timer {
+    key: (Instant, u64),
+    process: Process,
+}
+
+impl Timer {
+    /// Lets it run, whoever is left.
+    pub(crate) fn detach(mut self) {
+        self.key.1 = 0;
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if self.process.is_current() && self.key.1 != 0 {
+            let workers = WORKERS.get();
+            let work = workers.state().later.remove(&self.key);
+            // What it has may be a timer as well.
+            drop(work);
+        }
+    }
+}
+
+impl Workers {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&'static self, add: impl FnOnce(&mut State)) -> io::Result<()> {
+        let mut state = self.state();
+        let needs_thread = state.threads < MOST_THREADS && state.idle <= state.ready.len();
+        if needs_thread {
+            let worker = thread::Builder::new().name("tokenseal-worker".into()).spawn(move || self.work());
+            match worker {
+                Ok(_) => state.threads += 1,
+                Err(error) if state.threads == 0 => return Err(error),
+                // Those that there are do it, later.
+                Err(_) => {}
+            }
+        }
+        add(&mut state);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// What a thread does until there is nothing to do.
+    fn work(&self) {
+        let mut state = self.state();
+        loop {
+            let now = Instant::now();
+            while let Some(due) = state.later.first_entry().filter(|first| first.key().0 <= now) {
+                let work = due.remove();
+                state.ready.push_back(work);
+            }
+            if let Some(work) = state.ready.pop_front() {
+                drop(state);
+                // Whoever waits for it notices that it is gone.
+                drop(catch_unwind(AssertUnwindSafe(work)));
+                // There may have been tokens on it, and the next work may be long in coming.
+                zeroize::zeroize_stack::<STACK>();
+                state = self.state();
+                continue;
+            }
+            let next = state.later.keys().next().map(|(time, _)| *time);
+            let until = next.unwrap_or_else(|| deadline::after(IDLE));
+            state.idle += 1;
+            let waited = self.changed.wait_timeout(state, deadline::left(until));
+            let timed_out;
+            (state, timed_out) =
+                waited.map(|(state, timeout)| (state, timeout.timed_out())).unwrap_or_else(|poisoned| {
+                    let (state, timeout) = poisoned.into_inner();
+                    (state, timeout.timed_out())
+                });
+            state.idle -= 1;
+            // One thread is enough to wait for what is to be done later.
+            if timed_out && state.ready.is_empty() && (state.later.is_empty() || state.threads > 1) {
+                let is_due = state.later.keys().next().is_some_and(|(time, _)| *time <= Instant::now());
+                if !is_due {
+                    state.threads -= 1;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn work_is_done_by_a_few_threads_however_much_there_is() {
+        let (done, results) = mpsc::channel();
+        for number in 0..1_000 {
+            let done = done.clone();
+            run(move || done.send((number, thread::current().id())).unwrap()).unwrap();
+        }
+        let mut results: Vec<_> = (0..1_000).map(|_| results.recv_timeout(LONG).unwrap()).collect();
+        results.sort_unstable_by_key(|(number, _)| *number);
+        assert!(results.iter().map(|(number, _)| *number).eq(0..1_000));
+        let threads: std::collections::HashSet<_> = results.iter().map(|(_, thread)| *thread).collect();
+        assert!(threads.len() <= MOST_THREADS);
+    }
+
+    #[test]
+    fn work_for_later_is_done_in_time_and_a_panic_stops_nothing() {
+        let (done, results) = mpsc::channel();
+        let began = Instant::now();
+        for millis in [60, 20, 40] {
+            let done = done.clone();
+            let work = move || done.send(millis).unwrap();
+            run_at(began + Duration::from_millis(millis), work).unwrap().detach();
+        }
+        let cancelled = done.clone();
+        drop(run_at(began + Duration::from_millis(10), move || cancelled.send(10).unwrap()).unwrap());
+        run(|| panic!("this is a test")).unwrap();
+        for expected in [20, 40, 60] {
+            assert_eq!(results.recv_timeout(LONG), Ok(expected));
+            assert!(began.elapsed() >= Duration::from_millis(expected));
+        }
+    }
+}

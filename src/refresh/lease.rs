@@ -190,7 +190,7 @@ impl Lease {
             return;
         }
         self.has_tried = true;
-        self.held.pending.save(source);
+        self.held.pending.save(|change| source.update(change));
         self.credential.remembered().pending = self.held.pending.clone();
     }
 

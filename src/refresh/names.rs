@@ -69,6 +69,14 @@ impl TokenMark {
         &self.0
     }
 
+    /// Whether what is known of this token is known of `other`: of the same one, or of an older one in the same
+    /// row. Somebody may see that while a newer one is not saved yet.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let time = |mark: &Self| mark.0.split_once('.').and_then(|(time, _)| time.parse::<i64>().ok());
+        let is_older = || Some(time(other)? <= time(self)?);
+        self == other || self.is_of_row(other) && is_older().unwrap_or(false)
+    }
+
     /// Whether it is of the same row, at whatever time.
     pub(super) fn is_of_row(&self, other: &Self) -> bool {
         let row = |mark: &Self| mark.0.rsplit_once('.').map(|(_, row)| row.to_owned());
@@ -174,6 +182,16 @@ mod tests {
         }
         let of_family = |client| LeaseName::new("idp", "alice", Some("1"), client);
         assert_eq!(of_family("app"), of_family("app2"));
+    }
+
+    #[test]
+    fn what_is_known_of_a_token_is_known_of_older_ones_in_its_row() {
+        let mark = TokenMark::parse;
+        assert!(mark("7.a").covers(&mark("7.a")) && mark("7.a").covers(&mark("6.a")));
+        assert!(mark("7.a").covers(&mark("-1.a")) && TokenMark::none().covers(&TokenMark::none()));
+        for other in ["8.a", "7.b", "6.b", "none", "x.a"] {
+            assert!(!mark("7.a").covers(&mark(other)), "{other}");
+        }
     }
 
     /// Other versions of this crate must find the same lock.

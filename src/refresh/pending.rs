@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::source::Source;
 use crate::cache::{CacheError, RefreshToken, TokenCache, TokenResponse};
 use crate::persisted::Error;
 use crate::secret::Secret;
@@ -72,6 +71,31 @@ impl Pending {
         self.changes.push(Change::Retire(Arc::new(token)));
     }
 
+    /// The refresh tokens that came.
+    #[cfg(test)]
+    pub(super) fn refresh_tokens(&self) -> impl Iterator<Item = Secret> {
+        self.changes.iter().filter_map(|change| match change {
+            Change::Renew(answer) | Change::KeepInMemory(answer) => {
+                answer.body.secret_of("refresh_token").ok().flatten()
+            }
+            Change::Mint(..) | Change::Retire(_) => None,
+        })
+    }
+
+    /// For a walk through all states: what tells this one from another.
+    #[cfg(test)]
+    pub(super) fn fingerprint(&self, to: &mut impl std::hash::Hasher) {
+        use std::hash::Hash as _;
+        self.failure.is_some().hash(to);
+        for change in &self.changes {
+            std::mem::discriminant(change).hash(to);
+            if let Change::Retire(token) = change {
+                token.secret().expose().hash(to);
+            }
+        }
+        self.refresh_tokens().for_each(|token| token.expose().hash(to));
+    }
+
     /// Makes the changes in `cache`. One that the cache does not take is left out, and is the error.
     pub(super) fn apply(&self, cache: &mut TokenCache) -> Result<(), CacheError> {
         let mut result = Ok(());
@@ -102,12 +126,16 @@ impl Pending {
         Self { changes: changes.collect(), failure: None }.apply(cache)
     }
 
-    /// Saves what there is to save. What cannot be saved stays.
-    pub(super) fn save(&mut self, tokens: &Source) {
+    /// Saves what there is to save, by `update`, which makes a change in the newest state of the cache and saves
+    /// that. What cannot be saved stays.
+    pub(super) fn save(
+        &mut self,
+        mut update: impl FnMut(&mut dyn FnMut(&mut TokenCache) -> Result<(), CacheError>) -> Result<(), Error>,
+    ) {
         if self.is_empty() {
             return;
         }
-        let error = match tokens.update(|cache| self.apply(cache)) {
+        let error = match update(&mut |cache| self.apply(cache)) {
             Ok(()) => return *self = Self::default(),
             Err(error) => error,
         };
@@ -115,7 +143,7 @@ impl Pending {
             self.failure = Some(Arc::new(error));
             return;
         }
-        let without_expired = tokens.update(|cache| {
+        let without_expired = update(&mut |cache| {
             self.apply(cache)?;
             cache.purge_expired(SystemTime::now());
             Ok(())
@@ -124,7 +152,7 @@ impl Pending {
             return *self = Self::default();
         }
         // Access tokens can be had again; the refresh token cannot.
-        if tokens.update(|cache| self.apply_refresh_tokens(cache)).is_ok() {
+        if update(&mut |cache| self.apply_refresh_tokens(cache)).is_ok() {
             self.changes.retain(|change| !matches!(change, Change::Retire(_)));
             for change in &mut self.changes {
                 if let Change::Renew(answer) = change {

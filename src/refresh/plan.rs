@@ -112,6 +112,26 @@ pub(super) struct Plan {
     spent: Vec<Secret>,
     /// Why the user must sign in, if nothing else is left.
     error: AcquireError,
+    /// What the plan does wrong on purpose: the walk is to notice.
+    #[cfg(test)]
+    fault: Option<Fault>,
+}
+
+/// What a plan can do wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+enum Fault {
+    LooksAtAnOldState,
+    LooksWithoutWhatIsPending,
+    IgnoresBackOff,
+    IgnoresRefusals,
+    ForgetsFailures,
+    ForgetsRefusalsOfRotatedTokens,
+    RetiresWhatIsAlive,
+    DropsTokensOfErrors,
+    FinishesUnsaved,
+    RepeatsRejections,
+    BlocksForEver,
 }
 
 /// What the plan waits to be told.
@@ -169,7 +189,25 @@ struct Failed {
 impl Plan {
     pub(super) fn new(wanted: Arc<Wanted>) -> Self {
         let error = AcquireError::sign_in(SignInReason::NoRefreshToken);
-        Self { wanted, state: State::Looking, spent: Vec::new(), error }
+        Self {
+            wanted,
+            state: State::Looking,
+            spent: Vec::new(),
+            error,
+            #[cfg(test)]
+            fault: None,
+        }
+    }
+
+    #[cfg(test)]
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self)] // Only a test has it do anything wrong.
+    fn has(&self, _: Fault) -> bool {
+        false
     }
 
     /// The first step.
@@ -195,7 +233,7 @@ impl Plan {
 
     fn look_again(&mut self) -> Step {
         self.state = State::LookingAgain;
-        Step::Read(Read::Newest)
+        Step::Read(if self.has(Fault::LooksAtAnOldState) { Read::InMemory } else { Read::Newest })
     }
 
     /// The lease was taken.
@@ -208,6 +246,7 @@ impl Plan {
     /// The lease was not taken: `None` if it is not free and not worth waiting for.
     pub(super) fn not_leased(&mut self, error: Option<AcquireError>) -> Step {
         match error {
+            Some(_) if self.has(Fault::BlocksForEver) => self.look(),
             Some(error) => self.give_up(error),
             None => self.finish(Outcome::Busy),
         }
@@ -250,7 +289,8 @@ impl Plan {
 
     /// The cache as the last step asked for, without what is pending.
     pub(super) fn read(&mut self, cache: &TokenCache, held: Option<&mut Held>, now: SystemTime) -> Step {
-        let pending = held.as_ref().map(|held| held.pending.clone()).unwrap_or_default();
+        let pending = held.as_ref().filter(|_| !self.has(Fault::LooksWithoutWhatIsPending));
+        let pending = pending.map(|held| held.pending.clone()).unwrap_or_default();
         overlaid(cache, [&pending], |cache| self.read_overlaid(cache, held, now))
     }
 
@@ -290,7 +330,9 @@ impl Plan {
                 return Step::Lease { name: candidate.name, waits: !self.wanted.is_early };
             };
             if !self.wanted.tries_now {
-                if let Some(retry_after) = held.back_off(&candidate.mark, now) {
+                if let Some(retry_after) = held.back_off(&candidate.mark, now)
+                    && !self.has(Fault::IgnoresBackOff)
+                {
                     return self.give_up(AcquireError::Unavailable { retry_after, cause: None });
                 }
                 match held.refusal(&self.wanted.request, &candidate.mark, now) {
@@ -302,6 +344,7 @@ impl Plan {
                         self.spent.extend(candidate.token.as_ref().map(RefreshToken::secret));
                         continue;
                     }
+                    Some(_) if self.has(Fault::IgnoresRefusals) => {}
                     Some((left, verdict)) => return self.give_up(verdict.clone().into_error(left)),
                     None => {}
                 }
@@ -361,6 +404,8 @@ impl Plan {
         let request = &self.wanted.request;
         match failed.reason {
             Reason::Transient { retry_after, cause } => {
+                let mut forgotten = held.clone();
+                let held = if self.has(Fault::ForgetsFailures) { &mut forgotten } else { held };
                 let retry_after = held.failed(retry_after, &mark, now);
                 self.give_up(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) })
             }
@@ -395,8 +440,10 @@ impl Plan {
             held.refused(&self.wanted.request, mark, Verdict::Rejected(rejection), None, now);
             return self.give_up(self.error.clone());
         };
-        self.spent.push(token.secret());
-        if rejection.ends_token && sent.is_own {
+        if !self.has(Fault::RepeatsRejections) {
+            self.spent.push(token.secret());
+        }
+        if (rejection.ends_token || self.has(Fault::RetiresWhatIsAlive)) && sent.is_own {
             // Only where this very token stands: a newer one may have come meanwhile.
             held.pending.retire(token);
             self.state = State::Saving(After::LookAgain);
@@ -432,6 +479,10 @@ impl Plan {
                         Some(_) => held.pending.renew(Arc::clone(&answer.response)),
                         None => held.pending.mint(Arc::clone(&answer.response), knew_owner),
                     }
+                    if self.has(Fault::FinishesUnsaved) {
+                        self.state = State::Judging(Box::new(answer));
+                        return Step::Read(Read::InMemory);
+                    }
                     self.state = State::Saving(After::Judge(Box::new(answer)));
                     return Step::Save;
                 }
@@ -450,7 +501,8 @@ impl Plan {
         let reason = failure.unwrap_or(Reason::Unexplained { status: 200, retry_after: None });
         let failed = Failed { reason, sent };
         let rest = response.refresh_token_only().filter(|rest| cache.fork().add(rest).is_ok());
-        let Some(rest) = rest.filter(|_| failed.sent.token.is_some()) else { return self.fail(failed) };
+        let rest = rest.filter(|_| failed.sent.token.is_some() && !self.has(Fault::DropsTokensOfErrors));
+        let Some(rest) = rest else { return self.fail(failed) };
         held.pending.renew(Arc::new(rest));
         self.state = State::Saving(After::Fail(Box::new(failed)));
         Step::Save
@@ -482,7 +534,9 @@ impl Plan {
     fn judge(&mut self, answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
         let Answer { response, sent, access_token, known_until, has_expired, .. } = answer;
         if let Some(mark) = self.wanted.mark_after(&sent, &response, cache) {
-            held.rotated(&sent.mark, &mark);
+            if !self.has(Fault::ForgetsRefusalsOfRotatedTokens) {
+                held.rotated(&sent.mark, &mark);
+            }
         }
         let is_ours = match sent.token {
             Some(_) => cache.awaits(&response),
@@ -532,3 +586,7 @@ pub(super) fn early_pause(outcome: &Outcome) -> Option<(Duration, Option<Acquire
     };
     Some((pause.unwrap_or(EARLY_PAUSE), failure))
 }
+
+#[cfg(test)]
+#[path = "walk.rs"]
+mod walk;

@@ -75,7 +75,7 @@ impl Refusal {
     }
 
     fn is_of(&self, request: &RequestId, mark: &TokenMark) -> bool {
-        self.request == request.as_str() && self.mark == *mark
+        self.request == request.as_str() && self.mark.covers(mark)
     }
 
     /// How long the same request, with the same token, need not be made again.

@@ -104,7 +104,7 @@ impl Status {
         written
     }
 
-    fn to_text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let mut text = format!("{FIRST_LINE}\n");
         let mut line =
             |line: std::fmt::Arguments<'_>| writeln!(text, "{line}").expect("a String takes everything");

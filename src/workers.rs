@@ -134,12 +134,9 @@ impl Workers {
             let until = next.unwrap_or_else(|| deadline::after(IDLE));
             state.idle += 1;
             let waited = self.changed.wait_timeout(state, deadline::left(until));
-            let timed_out;
-            (state, timed_out) =
-                waited.map(|(state, timeout)| (state, timeout.timed_out())).unwrap_or_else(|poisoned| {
-                    let (state, timeout) = poisoned.into_inner();
-                    (state, timeout.timed_out())
-                });
+            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            let timed_out = timeout.timed_out();
             state.idle -= 1;
             // One thread is enough to wait for what is to be done later.
             if timed_out && state.ready.is_empty() && (state.later.is_empty() || state.threads > 1) {

@@ -60,7 +60,8 @@ where
     started.map(drop).map_err(|source| AcquireError::NoThread { source: Arc::new(source) })
 }
 
-fn drive<F>(mut driver: Driver, mut call: F)
+/// Goes on with a refresh to its end.
+pub(super) fn drive<F>(mut driver: Driver, mut call: F)
 where
     F: FnMut(Call) -> Result<TokenResponse, RefreshFailure>,
 {

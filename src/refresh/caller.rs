@@ -80,10 +80,10 @@ impl<'a> Caller<'a> {
         };
         let owner = &request.query.owner;
         let means = match (needs_refresh_token, &owner.home_account_id, &owner.environment) {
-            (true, Some(home_account_id), Some(environment)) => Means::RefreshToken(Account {
-                issuer: owner.issuer.clone(),
-                ..Account::new(home_account_id, environment)
-            }),
+            (true, Some(home_account_id), Some(environment)) => {
+                let account = Account::new(home_account_id, environment);
+                Means::RefreshToken(Box::new(Account { issuer: owner.issuer.clone(), ..account }))
+            }
             (true, ..) => return Err(AcquireError::NoAccount),
             (false, _, Some(_)) => Means::Mint,
             (false, _, None) => return Err(AcquireError::NoEnvironment),
@@ -147,7 +147,7 @@ impl<'a> Caller<'a> {
                 let wanted = Arc::new(self.wanted(due.is_some()));
                 let driver = Driver::new(wanted, source, registry, leader, self.driver_patience());
                 match (lead(driver), due) {
-                    (led, Some(token)) => still_valid(token, led.err()),
+                    (started, Some(token)) => still_valid(token, started.err()),
                     (Ok(()), None) => Step::Wait(flight),
                     (Err(error), None) => Step::Done(self.fall_back(error, None)),
                 }

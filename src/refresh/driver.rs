@@ -216,7 +216,7 @@ impl Driver {
                 in_memory.map_err(|error| failure = Some(error)).ok()
             }
             Read::IfCurrent => {
-                let current = source.read_if_current(|cache| plan.read(cache, held.as_deref_mut(), now));
+                let current = source.read_if_current(|cache| plan.read(cache, held, now));
                 current.map_err(|error| failure = Some(error)).ok().flatten()
             }
         };

@@ -28,7 +28,7 @@ pub(super) struct Wanted {
 #[derive(Debug, Clone)]
 pub(super) enum Means {
     /// By a refresh token of this account.
-    RefreshToken(Account),
+    RefreshToken(Box<Account>),
     /// By a call that needs none: client credentials, a managed identity, another program's token.
     Mint,
 }

@@ -1,117 +1,124 @@
-//! Models of what threads of one process do to each other, checked in every order by loom:
+//! What threads of one process do to each other in a refresh, checked in every order by loom: the single flight,
+//! the registry, the driver and the plan are the real ones.
 //! `RUSTFLAGS='--cfg tokenseal_model' cargo test --all-features --release --lib --target-dir target/model refresh::model`.
 
-use std::sync::Arc;
-use std::sync::PoisonError;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use loom::thread;
 
-use super::single_flight::{Flight, Joined, Leader, Patience, SingleFlight, Waited};
+use super::blocking::drive;
+use super::call::Call;
+use super::caller::{Caller, Step};
+use super::plan::Outcome;
+use super::registry::Registry;
+use super::request::AcquireRequest;
+use super::single_flight::{Flight, Joined, Patience, Waited};
+use super::source::{InMemory, Source};
+use crate::cache::{AccessTokenQuery, Account, Life, TokenCache, TokenResponse};
 use crate::deadline::{self, Lane};
 use crate::sync::Mutex;
 
-/// As much of the world as the flights and the lane are to protect.
+/// A cache in memory that threads share, and a provider.
 struct World {
-    flights: Arc<SingleFlight<&'static str, u32>>,
-    lane: Arc<Lane>,
-    provider: Mutex<Provider>,
+    source: Source,
+    registry: Arc<Registry>,
+    provider: Arc<Mutex<Provider>>,
 }
 
-/// A cache and a server in one: refresh token `n` can be used once, and brings `n + 1`.
+/// Refresh token `n` can be used once, and brings `n + 1`.
 #[derive(Default)]
 struct Provider {
     calls: u32,
-    /// The refresh token in the cache, and the one the server would take.
-    cached: u32,
-    taken: u32,
     is_called: bool,
-    fresh: Vec<&'static str>,
+}
+
+fn response(json: &str) -> TokenResponse {
+    let response = TokenResponse::from_json(json).unwrap().client_id("app").environment("idp.example");
+    response.realm("r").home_account_id("alice")
+}
+
+fn query(scope: &str) -> AccessTokenQuery {
+    AccessTokenQuery::new("app").account(&Account::new("alice", "idp.example")).scopes([scope])
 }
 
 impl World {
     fn new() -> Arc<Self> {
-        Arc::new(Self { flights: Arc::default(), lane: Arc::default(), provider: Mutex::default() })
+        let mut cache = TokenCache::new();
+        cache.add(&response(r#"{"refresh_token":"0","scope":"read write"}"#)).unwrap();
+        let source = Source::Memory(Arc::new(InMemory::new(cache)));
+        Arc::new(Self { source, registry: Arc::default(), provider: Arc::default() })
     }
 
-    fn provider<T>(&self, look: impl FnOnce(&mut Provider) -> T) -> T {
-        look(&mut self.provider.lock().unwrap_or_else(PoisonError::into_inner))
+    fn calls(&self) -> u32 {
+        self.provider.lock().unwrap_or_else(PoisonError::into_inner).calls
     }
 
-    fn is_fresh(&self, scope: &'static str) -> bool {
-        self.provider(|provider| provider.fresh.contains(&scope))
-    }
-
-    /// What `engine` does: lease, look again, call, save.
-    fn refresh(&self, scope: &'static str) {
-        let _turn = self.lane.enter(far()).expect("nobody holds it for ever");
-        if self.is_fresh(scope) {
-            return;
-        }
-        let sent = self.provider(|provider| {
-            assert!(!provider.is_called, "two calls at once");
-            provider.is_called = true;
-            provider.cached
-        });
-        thread::yield_now();
-        self.provider(|provider| {
-            assert_eq!(sent, provider.taken, "a refresh token was sent twice");
-            provider.taken += 1;
-            provider.calls += 1;
-            provider.is_called = false;
-            provider.cached = provider.taken;
-            provider.fresh.push(scope);
-        });
-    }
-
-    /// What `attempt` does.
-    fn acquire(self: &Arc<Self>, scope: &'static str, wait: impl Fn(&Flight<u32>) -> Waited<u32>) {
+    fn acquire(&self, scope: &'static str, wait: fn(&Flight<Outcome>, Patience) -> Waited<Outcome>) {
+        let wanted = query(scope);
+        let registry = || Arc::clone(&self.registry);
+        let request = AcquireRequest::from(&wanted);
+        let Err(mut caller) = Caller::new(&self.source, registry, request, true).unwrap() else { return };
         loop {
-            if self.is_fresh(scope) {
-                return;
-            }
-            match self.flights.join(&scope) {
-                Joined::Follower(flight) => match wait(&flight) {
-                    Waited::Finished(_) => break,
-                    Waited::Crashed => {}
-                    other => panic!("{other:?}"),
-                },
-                Joined::Leader(lead) => {
-                    self.refresh(scope);
-                    lead.finish(1);
-                    break;
-                }
+            let provider = Arc::clone(&self.provider);
+            let flight = match caller.join(|driver| {
+                drive(driver, move |call| Ok(refresh(&provider, &call, scope)));
+                Ok(())
+            }) {
+                Step::Done(result) => return drop(result.unwrap()),
+                Step::Wait(flight) => flight,
+            };
+            if let Some(result) = caller.judge(wait(&flight, caller.patience())) {
+                return drop(result.unwrap());
             }
         }
-        assert!(self.is_fresh(scope), "whoever is done has what it came for");
     }
+
+    fn has(&self, scope: &str) -> bool {
+        let now = query(scope).at(SystemTime::now());
+        self.source.read(|cache| cache.find_living_access_token(&now, Life::Fresh, None).is_some()).unwrap()
+    }
+}
+
+fn refresh(provider: &Mutex<Provider>, call: &Call, scope: &str) -> TokenResponse {
+    let number = {
+        let mut provider = provider.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(!provider.is_called, "two calls at once");
+        provider.is_called = true;
+        let sent: u32 = call.refresh_token.as_ref().unwrap().expose().parse().unwrap();
+        assert_eq!(sent, provider.calls, "a refresh token was sent twice");
+        provider.calls += 1;
+        provider.calls
+    };
+    thread::yield_now();
+    provider.lock().unwrap_or_else(PoisonError::into_inner).is_called = false;
+    let json = format!(
+        r#"{{"access_token":"at{number}","refresh_token":"{number}","expires_in":3600,"scope":"{scope}"}}"#
+    );
+    TokenResponse::from_json(json).unwrap()
 }
 
 fn far() -> std::time::Instant {
     deadline::after(Duration::MAX)
 }
 
-fn patience() -> Patience {
-    Patience { deadline: far(), call_timeout: Duration::MAX, is_leader: false }
-}
-
-fn blocking(flight: &Flight<u32>) -> Waited<u32> {
-    flight.wait(patience())
+fn blocking<V: Clone>(flight: &Flight<V>, patience: Patience) -> Waited<V> {
+    flight.wait(patience)
 }
 
 #[cfg(feature = "tokio")]
-fn asynchronous(flight: &Flight<u32>) -> Waited<u32> {
+fn asynchronous<V: Clone>(flight: &Flight<V>, patience: Patience) -> Waited<V> {
     use super::single_flight::Waiting;
     use std::task::Context;
 
     loop {
-        let until = match flight.look(patience()) {
+        let until = match flight.look(patience) {
             Ok(waited) => return waited,
             Err(until) => until,
         };
         let (waiting, bell) = (Waiting::new(flight), Arc::<Bell>::default());
         let waker = Arc::clone(&bell).into();
-        while waiting.poll(patience(), until, &Context::from_waker(&waker)).is_pending() {
+        while waiting.poll(patience, until, &Context::from_waker(&waker)).is_pending() {
             bell.wait();
         }
     }
@@ -150,7 +157,8 @@ fn check(interruptions: usize, model: impl Fn() + Send + Sync + 'static) {
     builder.check(model);
 }
 
-fn all(world: &Arc<World>, scopes: &[&'static str], wait: fn(&Flight<u32>) -> Waited<u32>) {
+/// What several threads want at once, this one among them.
+fn all(world: &Arc<World>, scopes: &[&'static str], wait: fn(&Flight<Outcome>, Patience) -> Waited<Outcome>) {
     let threads: Vec<_> = scopes[1..]
         .iter()
         .map(|&scope| {
@@ -162,25 +170,26 @@ fn all(world: &Arc<World>, scopes: &[&'static str], wait: fn(&Flight<u32>) -> Wa
     for thread in threads {
         thread.join().unwrap();
     }
+    assert!(scopes.iter().all(|scope| world.has(scope)), "whoever is done has what it came for");
+    assert!(world.registry.flights.is_empty(), "no flight is left behind");
 }
 
 #[test]
-fn three_that_want_the_same_make_one_call() {
+fn those_who_want_the_same_make_one_call() {
     check(3, || {
         let world = World::new();
         all(&world, &["read"; 3], blocking);
-        assert_eq!(world.provider(|provider| provider.calls), 1);
-        assert!(world.flights.is_empty(), "no flight is left behind");
+        assert_eq!(world.calls(), 1);
     });
 }
 
 #[cfg(feature = "tokio")]
 #[test]
-fn three_tasks_that_want_the_same_make_one_call() {
-    check(2, || {
+fn tasks_that_want_the_same_make_one_call() {
+    check(3, || {
         let world = World::new();
-        all(&world, &["read"; 3], asynchronous);
-        assert_eq!(world.provider(|provider| provider.calls), 1);
+        all(&world, &["read"; 2], asynchronous);
+        assert_eq!(world.calls(), 1);
     });
 }
 
@@ -188,26 +197,53 @@ fn three_tasks_that_want_the_same_make_one_call() {
 fn those_who_want_other_scopes_take_turns() {
     check(3, || {
         let world = World::new();
-        all(&world, &["read", "write", "read"], blocking);
-        assert_eq!(world.provider(|provider| provider.calls), 2);
+        all(&world, &["read", "write"], blocking);
+        assert_eq!(world.calls(), 2);
     });
 }
 
 #[test]
 fn a_leader_that_crashes_strands_nobody() {
     check(3, || {
-        let world = World::new();
-        let crashing = Arc::clone(&world);
-        let crashed = thread::spawn(move || match crashing.flights.join(&"read") {
-            Joined::Leader(lead) => {
-                let _: &Leader<_, _> = &lead;
-                assert!(lead.call_begins(false, far()));
-            }
-            Joined::Follower(flight) => drop(blocking(&flight)),
+        let flights = Arc::<super::single_flight::SingleFlight<&'static str, u32>>::default();
+        let patience = Patience { deadline: far(), call_timeout: Duration::MAX, is_leader: false };
+        let crashing = Arc::clone(&flights);
+        let crashed = thread::spawn(move || match crashing.join(&"read") {
+            Joined::Leader(leader) => assert!(leader.call_begins(false, far())),
+            Joined::Follower(flight) => drop(blocking(&flight, patience)),
         });
-        all(&world, &["read"; 2], blocking);
+        match flights.join(&"read") {
+            Joined::Leader(leader) => leader.finish(1),
+            Joined::Follower(flight) => {
+                assert!(matches!(blocking(&flight, patience), Waited::Crashed));
+            }
+        }
         crashed.join().unwrap();
-        assert!(world.flights.is_empty(), "no flight is left behind");
-        assert_eq!(world.provider(|provider| provider.calls), 1);
+        assert!(flights.is_empty(), "no flight is left behind");
+    });
+}
+
+/// A waker of the lane's queue is never lost: whoever waits without a thread gets its turn.
+#[cfg(feature = "tokio")]
+#[test]
+fn whoever_waits_for_a_lane_without_a_thread_gets_its_turn() {
+    check(3, || {
+        let lane = Arc::<Lane>::default();
+        let threads = [true, false].map(|has_thread| {
+            let lane = Arc::clone(&lane);
+            thread::spawn(move || {
+                if has_thread {
+                    return drop(lane.enter(far()).unwrap());
+                }
+                let bell = Arc::<Bell>::default();
+                while lane.enter_or_queue(Arc::clone(&bell).into()).is_none() {
+                    bell.wait();
+                }
+            })
+        });
+        drop(lane.enter(far()).unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     });
 }

@@ -130,7 +130,7 @@ enum Fault {
     RetiresWhatIsAlive,
     DropsTokensOfErrors,
     FinishesUnsaved,
-    RepeatsRejections,
+    KeepsWhatIsDead,
     BlocksForEver,
 }
 
@@ -281,7 +281,7 @@ impl Plan {
             (State::FallingBack(error), _) => self.finish(Outcome::Failed { error, leftover: None }),
             (State::Failing(failed), Some(held)) => {
                 let mark = failed.sent.mark.clone();
-                self.failed(*failed, mark, held, now)
+                self.failed(*failed, &mark, held, now)
             }
             _ => self.give_up(error),
         }
@@ -297,12 +297,12 @@ impl Plan {
     fn read_overlaid(&mut self, cache: &TokenCache, held: Option<&mut Held>, now: SystemTime) -> Step {
         match (std::mem::replace(&mut self.state, State::Ended), held) {
             (State::Looking, _) => self.decide(cache, None, now),
-            (State::LookingAgain, held) => self.decide(cache, held, now),
+            (State::LookingAgain, held) => self.decide(cache, held.as_deref(), now),
             (State::Checking(answer), Some(held)) => self.check(*answer, cache, held, now),
             (State::Judging(answer), Some(held)) => self.judge(*answer, cache, held, now),
             (State::Failing(failed), Some(held)) => {
                 let mark = self.sent_next(cache, now).unwrap_or_else(|| failed.sent.mark.clone());
-                self.failed(*failed, mark, held, now)
+                self.failed(*failed, &mark, held, now)
             }
             (State::FallingBack(error), held) => {
                 let save_failure = held.and_then(|held| held.pending.failure());
@@ -314,10 +314,10 @@ impl Plan {
     }
 
     /// What to do about what the cache has.
-    fn decide(&mut self, cache: &TokenCache, held: Option<&mut Held>, now: SystemTime) -> Step {
+    fn decide(&mut self, cache: &TokenCache, held: Option<&Held>, now: SystemTime) -> Step {
         loop {
             let candidate = match self.wanted.look(cache, &self.spent, now) {
-                Look::Fresh(token) => return self.finish_with(token, Origin::Cache, held.as_deref()),
+                Look::Fresh(token) => return self.finish_with(token, Origin::Cache, held),
                 Look::Nothing => return self.give_up(self.error.clone()),
                 Look::SeveralRealms => return self.give_up(AcquireError::Ambiguous { what: SEVERAL_REALMS }),
                 Look::SeveralIssuers => {
@@ -325,7 +325,7 @@ impl Plan {
                 }
                 Look::Send(candidate) => candidate,
             };
-            let Some(held) = held.as_deref().filter(|held| held.name == candidate.name) else {
+            let Some(held) = held.filter(|held| held.name == candidate.name) else {
                 self.state = State::Leasing;
                 return Step::Lease { name: candidate.name, waits: !self.wanted.is_early };
             };
@@ -400,28 +400,27 @@ impl Plan {
 
     /// Remembers why a call brought no tokens, of the token that would be sent next: the same one, or one
     /// that came with the error.
-    fn failed(&mut self, failed: Failed, mark: TokenMark, held: &mut Held, now: SystemTime) -> Step {
+    fn failed(&mut self, failed: Failed, mark: &TokenMark, held: &mut Held, now: SystemTime) -> Step {
         let request = &self.wanted.request;
         match failed.reason {
             Reason::Transient { retry_after, cause } => {
                 let mut forgotten = held.clone();
                 let held = if self.has(Fault::ForgetsFailures) { &mut forgotten } else { held };
-                let retry_after = held.failed(retry_after, &mark, now);
+                let retry_after = held.failed(retry_after, mark, now);
                 self.give_up(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) })
             }
             Reason::Unexplained { status, retry_after } => {
                 held.answered();
-                let retry_after =
-                    held.refused(request, &mark, Verdict::Unexplained(status), retry_after, now);
+                let retry_after = held.refused(request, mark, Verdict::Unexplained(status), retry_after, now);
                 let cause = Cause(Arc::from(Box::from(format!("status {status}"))));
                 self.give_up(AcquireError::Unavailable { retry_after, cause: Some(FailedCall(cause)) })
             }
             Reason::Refused { error } => {
                 held.answered();
-                held.refused(request, &mark, Verdict::Refused(error.clone()), None, now);
+                held.refused(request, mark, Verdict::Refused(error.clone()), None, now);
                 self.give_up(AcquireError::Refused { error })
             }
-            Reason::Rejected(rejection) => self.rejected(failed.sent, &mark, rejection, held, now),
+            Reason::Rejected(rejection) => self.rejected(failed.sent, mark, rejection, held, now),
         }
     }
 
@@ -440,8 +439,9 @@ impl Plan {
             held.refused(&self.wanted.request, mark, Verdict::Rejected(rejection), None, now);
             return self.give_up(self.error.clone());
         };
-        if !self.has(Fault::RepeatsRejections) {
-            self.spent.push(token.secret());
+        self.spent.push(token.secret());
+        if self.has(Fault::KeepsWhatIsDead) {
+            return self.look_again();
         }
         if (rejection.ends_token || self.has(Fault::RetiresWhatIsAlive)) && sent.is_own {
             // Only where this very token stands: a newer one may have come meanwhile.
@@ -533,10 +533,10 @@ impl Plan {
     /// What the answer means, as the cache has it.
     fn judge(&mut self, answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
         let Answer { response, sent, access_token, known_until, has_expired, .. } = answer;
-        if let Some(mark) = self.wanted.mark_after(&sent, &response, cache) {
-            if !self.has(Fault::ForgetsRefusalsOfRotatedTokens) {
-                held.rotated(&sent.mark, &mark);
-            }
+        if let Some(mark) = self.wanted.mark_after(&sent, &response, cache)
+            && !self.has(Fault::ForgetsRefusalsOfRotatedTokens)
+        {
+            held.rotated(&sent.mark, &mark);
         }
         let is_ours = match sent.token {
             Some(_) => cache.awaits(&response),

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,6 +19,7 @@ use crate::deadline::{self, Lane};
 use crate::persisted::PersistedTokenCache;
 use crate::process::PerProcess;
 use crate::store::FileLock;
+use crate::sync::{Mutex, MutexGuard};
 
 /// How long to wait before a save is tried again by whoever waits for it.
 const BETWEEN_SAVES: Duration = Duration::from_millis(250);
@@ -69,7 +70,7 @@ enum Of {
     Memory(u64),
 }
 
-type Registries = Mutex<HashMap<Of, Arc<Registry>>>;
+type Registries = std::sync::Mutex<HashMap<Of, Arc<Registry>>>;
 
 /// The registries of all caches that something is to be known about. A child that is forked begins with none:
 /// what is under way is under way in its parent.

@@ -86,6 +86,7 @@ struct World {
 }
 
 #[derive(Debug, Clone, Copy)]
+#[allow(dead_code)] // Shown, if something is wrong.
 enum Event {
     Caller,
     Read(Read),
@@ -192,7 +193,7 @@ fn wanted(request: usize) -> Arc<Wanted> {
     Arc::new(Wanted {
         request: RequestId::new(&query, None, None),
         query,
-        means: Means::RefreshToken(account),
+        means: Means::RefreshToken(Box::new(account)),
         family_id: None,
         token_endpoint: None,
         claims: None,
@@ -240,14 +241,19 @@ impl World {
         for process in 0..2 {
             self.save_later(process, &mut next)?;
             if self.left.kills > 0 && self.processes[process].is_alive {
-                next.push(self.with(process, Event::Kill, |world| world.kill(process))?);
+                next.push(self.with(process, Event::Kill, |world| {
+                    world.kill(process);
+                    Ok(())
+                })?);
             }
         }
         if self.left.sign_outs > 0 && self.is_signed_in {
             next.push(self.with(0, Event::SignOut, |world| {
                 world.left.sign_outs -= 1;
                 world.is_signed_in = false;
-                world.change(|cache| { let _ = cache.remove_account(&Account::new("alice", "idp.example")); });
+                world.change(|cache| {
+                    let _ = cache.remove_account(&Account::new("alice", "idp.example"));
+                });
                 Ok(())
             })?);
         }
@@ -354,7 +360,7 @@ impl World {
                 Todo::Lease
             }
             Step::Call(call) => {
-                let token = number_of(&call.refresh_token);
+                let token = number_of(call.refresh_token.as_ref());
                 self.may_be_sent(number, token)?;
                 Todo::Call(token)
             }
@@ -424,6 +430,8 @@ impl World {
         if !has_lease {
             return;
         }
+        // What could not be saved, others cannot know.
+        let refused = if held.pending.is_empty() { refused } else { Vec::new() };
         for (request, token) in refused {
             match request {
                 Some(request) => drop(self.refused.insert((request, token))),
@@ -483,6 +491,7 @@ impl World {
                     // Theft, or a session that is over.
                     next.push(self.with(number, Event::Reply(Reply::Dead), |world| {
                         world.provider.valid[session] = None;
+                        world.flights[number].refused.push((None, *token));
                         world.flights[number].todo = Todo::Answer(*token, Reply::Dead, None);
                         Ok(())
                     })?);
@@ -496,7 +505,9 @@ impl World {
                 }
             }
             Todo::Answer(token, reply, came) => {
-                next.push(self.with(number, Event::Answer, |world| world.answer(number, *token, *reply, *came))?);
+                next.push(
+                    self.with(number, Event::Answer, |world| world.answer(number, *token, *reply, *came))?,
+                );
             }
             Todo::Save => {
                 next.push(self.with(number, Event::Save(true), |world| world.save(number, true))?);
@@ -570,7 +581,7 @@ impl World {
         }
         let known = came.unwrap_or(token);
         match reply {
-            Reply::Outage | Reply::LostAnswer => flight.refused.push((None, token)),
+            Reply::Outage | Reply::LostAnswer | Reply::Dead => flight.refused.push((None, token)),
             Reply::ErrorWithToken => flight.refused.push((Some(flight.request), known)),
             Reply::NeedsUser | Reply::Refused | Reply::OtherScopes | Reply::NoAccessToken => {
                 flight.refused.push((Some(flight.request), known));
@@ -622,12 +633,10 @@ impl World {
             Reply::Dead => Called::Answered(Err(RefreshFailure::rejected("invalid_grant"))),
             Reply::NeedsUser => Called::Answered(Err(RefreshFailure::rejected("interaction_required"))),
             Reply::Refused => Called::Answered(Err(RefreshFailure::refused("invalid_scope"))),
-            Reply::Outage => {
-                Called::Answered(Err(RefreshFailure(Reason::Transient {
-                    retry_after: Some(Duration::from_secs(4)),
-                    cause: Cause(Arc::from(Box::from("no connection"))),
-                })))
-            }
+            Reply::Outage => Called::Answered(Err(RefreshFailure(Reason::Transient {
+                retry_after: Some(Duration::from_secs(4)),
+                cause: Cause(Arc::from(Box::from("no connection"))),
+            }))),
             Reply::LostAnswer => Called::Lost("the answer was lost"),
         };
         let Some(held) = &mut flight.held else { return Err("a call without a lease".into()) };
@@ -664,7 +673,7 @@ impl World {
         Ok(())
     }
 
-    fn kill(&mut self, process: usize) -> Result<(), String> {
+    fn kill(&mut self, process: usize) {
         self.left.kills -= 1;
         self.processes[process].is_alive = false;
         let has_tokens = !self.processes[process].pending.is_empty()
@@ -691,7 +700,6 @@ impl World {
                 *caller = Caller::Done;
             }
         }
-        Ok(())
     }
 
     /// What holds in every state.
@@ -740,9 +748,11 @@ impl World {
             process.pending.fingerprint(to);
         }
         for flight in &self.flights {
-            let Flight { process, request, plan, todo, held, has_lease, custody, steps: _, refused } = flight;
+            let Flight { process, request, plan, todo, held, has_lease, custody, steps, refused } = flight;
             (process, request, todo, has_lease, custody, refused).hash(to);
             if !matches!(todo, Todo::Finished) {
+                // What comes back to where it was goes on for ever.
+                steps.hash(to);
                 fingerprint(plan, to);
                 held.is_some().hash(to);
                 if let Some(held) = held {
@@ -767,8 +777,8 @@ fn save(pending: &mut Pending, disk: &mut Arc<TokenCache>, succeeds: bool) {
     });
 }
 
-fn number_of(token: &Option<crate::secret::Secret>) -> Token {
-    number(token.as_ref().expect("a refresh sends one"))
+fn number_of(token: Option<&crate::secret::Secret>) -> Token {
+    number(token.expect("a refresh sends one"))
 }
 
 fn number_of_row(row: &crate::cache::RefreshToken) -> Token {
@@ -950,7 +960,7 @@ fn a_plan_that_does_wrong_is_noticed() {
         Fault::RetiresWhatIsAlive,
         Fault::DropsTokensOfErrors,
         Fault::FinishesUnsaved,
-        Fault::RepeatsRejections,
+        Fault::KeepsWhatIsDead,
         Fault::BlocksForEver,
     ] {
         let noticed = scenarios().into_iter().find_map(|(name, scenario)| {

@@ -278,3 +278,81 @@ async fn whoever_leads_waits_for_its_own_call_however_short_its_patience_with_ot
     assert_eq!(acquired.token().expose(), "renewed-1");
     assert_eq!(bench.open().read(refresh_tokens).unwrap(), ["rotated-1"]);
 }
+
+/// R19.
+#[test]
+fn outside_a_runtime_it_is_an_error_at_once() {
+    let bench = Bench::new();
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let wanted = wanted("read");
+    let mut acquiring = std::pin::pin!(cache.acquire_async(&wanted, never));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let std::task::Poll::Ready(result) = acquiring.as_mut().poll(&mut context) else { panic!("it waits") };
+    assert!(matches!(result, Err(AcquireError::NoRuntime)), "{result:?}");
+    let query = RefreshTokenQuery::new(CLIENT, &account("alice"));
+    let mut guarding = std::pin::pin!(cache.refresh_guard_async(&query, SHORT));
+    let std::task::Poll::Ready(result) = guarding.as_mut().poll(&mut context) else { panic!("it waits") };
+    assert!(matches!(result, Err(AcquireError::NoRuntime)), "{result:?}");
+}
+
+/// A thousand users, each with a refresh of their own, at once.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_refreshes_take_a_few_threads() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    // Other tests of this process have refreshes of their own, of which blocking ones have a thread each.
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("tokenseal-work")).count()
+    };
+    let bench = Bench::new();
+    let cache = bench.open();
+    cache
+        .update(|tokens| {
+            (0..1_000).try_for_each(|user| {
+                let json = format!(r#"{{"access_token":"old","refresh_token":"rt-{user}","expires_in":0}}"#);
+                let response =
+                    TokenResponse::from_json(json)?.client_id(CLIENT).environment(common::ENVIRONMENT);
+                tokens.add(&response.realm("t").home_account_id(user.to_string())).map(drop)
+            })
+        })
+        .unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..1_000)
+        .map(|user| {
+            let (cache, calls) = (cache.clone(), Arc::clone(&calls));
+            tokio::spawn(async move {
+                let wanted = tokenseal::AccessTokenQuery::new(CLIENT).account(&account(&user.to_string()));
+                let call = move |call: RefreshCall| {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    async move {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        let came = format!("new-{}", call.refresh_token().expose());
+                        call.answer(
+                            200,
+                            None,
+                            None,
+                            format!(r#"{{"access_token":"{came}","expires_in":3600}}"#),
+                        )
+                    }
+                };
+                let acquired = cache.acquire_async(&wanted, call).await.unwrap();
+                assert_eq!(acquired.token().expose(), format!("new-rt-{user}"));
+            })
+        })
+        .collect();
+    let mut most = 0;
+    while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
+        most = most.max(threads());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    println!("a thousand refreshes at once: {most} threads");
+    assert_eq!(calls.load(Ordering::SeqCst), 1_000);
+    assert!((1..=8).contains(&most), "{most} threads");
+}

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::rotating::never;
 use oidc::Provider;
-use tokenseal::{AcquireError, Acquired, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse};
+use tokenseal::{
+    AccessTokenQuery, AcquireError, Acquired, MintCall, PersistedTokenCache, RefreshCall, RefreshFailure,
+    TokenResponse,
+};
 
 /// A child process that does what it is told, line by line.
 struct Worker {
@@ -163,6 +166,20 @@ fn as_a_child_process() {
                 }
                 answer(&format!("{} tokens, {} transient, {} others", kinds[0], kinds[1], kinds[2]));
             }
+            "mint" => {
+                wait_until(&order);
+                let source = base.join("calls");
+                let mint = move |call: MintCall| {
+                    let mut calls =
+                        std::fs::OpenOptions::new().create(true).append(true).open(&source).unwrap();
+                    calls.write_all(b"x").unwrap();
+                    std::thread::sleep(Duration::from_millis(30));
+                    let number = std::fs::metadata(&source).unwrap().len();
+                    let json = format!(r#"{{"access_token":"minted-{number}","expires_in":3600}}"#);
+                    call.answer(200, None, None, json)
+                };
+                answer(&told(cache.acquire_for_application(&of_the_application(), mint)));
+            }
             #[cfg(feature = "tokio")]
             "acquire in 1000 tasks" => {
                 wait_until(&order);
@@ -232,6 +249,29 @@ fn sixty_four_processes_make_one_request_a_round() {
     provider.sign_in(&cache);
     let workers = Worker::many(64, base.path(), &provider.url, "acquire");
     rounds(&provider, &cache, workers, "token ");
+}
+
+fn of_the_application() -> AccessTokenQuery {
+    AccessTokenQuery::new("daemon").environment("idp.example").realm("tenant").scopes(["orders.read"])
+}
+
+#[test]
+fn sixty_four_processes_get_the_application_s_token_by_one_call_a_round() {
+    let base = tempfile::tempdir().unwrap();
+    let cache = open(base.path());
+    let mut workers = Worker::many(64, base.path(), "none", "mint");
+    for round in 1..=20 {
+        begin(&mut workers);
+        for worker in &mut workers {
+            assert_eq!(worker.result(), format!("token minted-{round}"));
+        }
+        let calls = std::fs::metadata(base.path().join("calls")).unwrap().len();
+        assert_eq!(calls, round, "one call a round");
+        let found = cache.find_access_token(&of_the_application()).unwrap().unwrap();
+        cache.update(|tokens| Ok::<_, tokenseal::Error>(tokens.remove_access_token(&found))).unwrap();
+    }
+    println!("20 rounds of 64 processes: 20 calls");
+    workers.into_iter().for_each(Worker::dismiss);
 }
 
 #[cfg(feature = "tokio")]

@@ -91,6 +91,26 @@ impl Identification {
     }
 }
 
+#[cfg(feature = "file")]
+impl TokenResponse {
+    /// Whether the response says that it is about another user than `home_account_id`. Only an id that the
+    /// provider made (`uid.utid`) can be compared with what the provider says, not one that a program made.
+    pub(crate) fn is_about_another(&self, home_account_id: &str) -> bool {
+        let Some((uid, utid)) = home_account_id.split_once('.') else { return false };
+        let Ok(said) = Identification::read(self, true) else { return false };
+        if !issuer::is_guid(utid) {
+            return false;
+        }
+        if let Some(client_info) = &said.client_info {
+            return !client_info.eq_ignore_ascii_case(home_account_id);
+        }
+        // In a tenant that the user is a guest of, `oid` is another one.
+        let Some(claims) = said.claims.filter(|claims| !is_by(claims, home_account_id)) else { return false };
+        let is_home = claims.text("tid").is_some_and(|tenant| tenant.eq_ignore_ascii_case(utid));
+        is_home && claims.text("oid").is_some_and(|oid| !oid.eq_ignore_ascii_case(uid))
+    }
+}
+
 /// The user whom an id token names, where there is no `client_info`.
 ///
 /// At Azure AD B2C that is the `oid` with the policy, as `client_info` has it there: `sub` may be one

@@ -196,6 +196,13 @@ impl Wanted {
         cache.knows_account(home_account_id, environment)
     }
 
+    /// Whether an answer says that it is about another user than the one that is asked for. Those to a refresh
+    /// are compared with the refresh token that was sent.
+    pub(super) fn is_of_another_user(&self, answer: &TokenResponse, sent: &Candidate) -> bool {
+        let owner = self.query.owner.home_account_id.as_deref();
+        sent.token.is_none() && owner.is_some_and(|owner| answer.is_about_another(owner))
+    }
+
     /// Fills in what an answer need not say.
     pub(super) fn completed(&self, mut answer: TokenResponse, sent: &Candidate) -> TokenResponse {
         answer.client_id.get_or_insert_with(|| self.query.client_id.clone());
@@ -210,6 +217,9 @@ impl Wanted {
             answer.home_account_id.clone_from(owner);
             if owner.is_none() {
                 answer.grant_type.get_or_insert_with(|| "client_credentials".to_owned());
+            }
+            if answer.realm.is_none() && answer.token_endpoint.is_none() {
+                answer.realm.clone_from(&sent.realm);
             }
             if answer.requested_scopes.is_empty() {
                 answer.requested_scopes.clone_from(&self.query.scopes);

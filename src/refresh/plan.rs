@@ -471,7 +471,12 @@ impl Plan {
             let owner = answer.sent.owner();
             answer.known_until =
                 answer.access_token.as_ref().and_then(|token| cache.expiry_of_access_token(owner, token));
-            match cache.fork().add(&answer.response) {
+            let added = if self.wanted.is_of_another_user(&answer.response, &answer.sent) {
+                Err(CacheError::OtherAccount)
+            } else {
+                cache.fork().add(&answer.response)
+            };
+            match added {
                 Ok(added) => {
                     answer.has_expired = added.has_expired();
                     let knew_owner = answer.sent.knew_owner;

@@ -125,6 +125,8 @@ mod private_file;
 #[cfg(feature = "file")]
 mod process;
 #[cfg(feature = "file")]
+mod record;
+#[cfg(feature = "file")]
 mod refresh;
 pub mod seal;
 mod secret;

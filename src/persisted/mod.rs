@@ -2,8 +2,6 @@
 
 mod builder;
 mod error;
-mod generation;
-mod key_notes;
 mod rotation;
 mod state;
 
@@ -17,12 +15,13 @@ pub use error::Error;
 pub use rotation::{Rotation, Updated};
 
 use crate::cache::{
-    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, CacheError, EnvironmentAliases, IdToken,
-    RefreshToken, RefreshTokenQuery, Removed, TokenCache, TokenResponse,
+    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, CacheError, IdToken, RefreshToken,
+    RefreshTokenQuery, Removed, TokenCache, TokenResponse,
 };
 use crate::deadline::Lane;
 use crate::key_store::{BoundedKeyStore, KeyStore};
 use crate::process::Shared;
+use crate::record::Codec;
 use crate::seal::Context;
 use crate::store::FileStore;
 use rotation::Change;
@@ -75,8 +74,7 @@ pub struct PersistedTokenCache(Arc<Inner>);
 struct Inner {
     store: FileStore,
     keys: BoundedKeyStore,
-    context: Context,
-    aliases: EnvironmentAliases,
+    codec: Codec,
     lock_timeout: Duration,
     key_timeout: Duration,
     rotation_timeout: Duration,
@@ -296,11 +294,13 @@ impl Inner {
         let directory = builder.resolved_directory()?;
         let store = FileStore::new(&directory, &builder.cache, builder.size_limit)?;
         let key_store = builder.key_store.map_or_else(platform_key_store, Ok)?;
+        let keys = BoundedKeyStore::new(key_store, &builder.application, &builder.cache);
+        let context = Context::file(builder.application, builder.cache);
+        let codec = Codec::new(context, builder.aliases, store.path().to_owned());
         Ok(Self {
             store,
-            keys: BoundedKeyStore::new(key_store, &builder.application, &builder.cache),
-            context: Context::file(builder.application, builder.cache),
-            aliases: builder.aliases,
+            keys,
+            codec,
             lock_timeout: builder.lock_timeout,
             key_timeout: builder.key_timeout,
             rotation_timeout: builder.rotation_timeout,

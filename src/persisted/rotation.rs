@@ -13,11 +13,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::key_notes::KeyNotes;
 use super::state::State;
 use super::{Error, Inner};
 use crate::cache::TokenCache;
 use crate::key_store::KeyStoreError;
+use crate::record::KeyNotes;
 use crate::seal::{KeyId, SealingKey};
 use crate::store::StoreLock;
 
@@ -150,7 +150,7 @@ impl<'a> Change<'a> {
         // A program may put a whole other cache in the place of the one it was handed.
         let is_exchanged = self.tokens.lineage() != before.lineage;
         if is_exchanged {
-            self.tokens.set_environment_aliases(inner.aliases.clone());
+            inner.codec.adopt(&mut self.tokens);
         }
         let is_changed = is_exchanged || self.tokens.revision() != before.revision;
         let is_sign_out = !before.is_empty && (is_exchanged || self.tokens.sign_outs() != before.sign_outs);

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::key_notes::KeyNotes;
-use super::{Error, Inner, generation};
+use super::{Error, Inner};
 use crate::cache::TokenCache;
 use crate::deadline;
 use crate::key_store::KeyStoreError;
-use crate::seal::{self, Header, KeyId, SealError, SealingKey};
-use crate::secret::SecretBytes;
+use crate::record::{KeyNotes, OpenError};
+use crate::seal::{Header, KeyId, SealError, SealingKey};
 use crate::store::{Record, StoreError, StoreLock, Watch};
 
 /// The content of the file as it was last read or written.
@@ -134,9 +133,7 @@ impl Inner {
     }
 
     fn empty(&self) -> State {
-        let mut state = State::unread();
-        state.cache.set_environment_aliases(self.aliases.clone());
-        state
+        State { cache: self.codec.empty(), ..State::unread() }
     }
 
     /// Reads and opens the file; `None` if there is none.
@@ -156,13 +153,12 @@ impl Inner {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let seen = generation::seen(self.store.path(), header.key_id);
-            if header.generation < seen {
+            if let Err(rolled_back) = self.codec.check_not_rolled_back(&header) {
                 // A change that was made while this was read is no rollback.
                 if !self.store.is_current(&record.watch)? {
                     continue;
                 }
-                return Err(self.unopened(SealError::RolledBack { found: header.generation, seen }));
+                return Err(self.unopened(rolled_back));
             }
             return self.open(record, header, key).map(Some);
         }
@@ -170,13 +166,10 @@ impl Inner {
     }
 
     fn open(&self, record: Record, header: Header, key: Arc<SealingKey>) -> Result<State, Error> {
-        let json = seal::open(&key, &self.context, record.bytes).map_err(|source| self.unopened(source))?;
-        let mut cache = self.empty().cache;
-        cache
-            .deserialize(json)
-            .map_err(|source| Error::Content { path: self.store.path().to_owned(), source })?;
-        let notes = KeyNotes::take_from(&mut cache);
-        generation::see(self.store.path(), header.key_id, header.generation);
+        let (cache, notes) = self.codec.open(&key, &header, record.bytes).map_err(|error| match error {
+            OpenError::Seal(source) => self.unopened(source),
+            OpenError::Content(source) => Error::Content { path: self.store.path().to_owned(), source },
+        })?;
         let generation = header.generation;
         Ok(State { cache, notes, key: Some(key), generation, watch: Some(record.watch), is_read: true })
     }
@@ -199,7 +192,7 @@ impl Inner {
         self.store.check_lock(lock)?;
         if let Some(key) = self.keys.fixed(key_timeout)? {
             let empty = self.empty();
-            let generation = generation::seen(self.store.path(), key.id()).saturating_add(1);
+            let generation = self.codec.last_generation(key.id()).saturating_add(1);
             return self.write(lock, empty.cache, &Arc::new(key), generation, empty.notes);
         }
         let key = SealingKey::generate().map_err(|source| self.unopened(source))?;
@@ -233,20 +226,12 @@ impl Inner {
         generation: u64,
         notes: KeyNotes,
     ) -> Result<State, Error> {
-        // Notes that a program brought in with other content are none of ours.
-        drop(KeyNotes::take_from(&mut cache));
-        let member = notes.to_member();
-        let length =
-            seal::HEADER_LEN + cache.written_len() + member.as_ref().map_or(0, |text| text.len() + 1);
-        let mut record = SecretBytes::with_capacity(length + seal::PADDING + seal::TAG_LEN);
-        record.extend(&[0; seal::HEADER_LEN]);
-        cache.write(&mut record, member.as_deref());
-        self.store.check_size(seal::sealed_len(record.len() - seal::HEADER_LEN) as u64)?;
-        let record = seal::seal_in_place(key, &self.context, generation, record)
-            .map_err(|source| self.unopened(source))?;
+        let record = self.codec.write(&mut cache, &notes);
+        self.store.check_size(record.sealed_len())?;
+        let record = self.codec.seal(key, generation, record).map_err(|source| self.unopened(source))?;
         let watch = Some(self.store.replace(lock, &record)?);
         cache.set_saved();
-        generation::see(self.store.path(), key.id(), generation);
+        self.codec.see(key.id(), generation);
         Ok(State { cache, notes, key: Some(Arc::clone(key)), generation, watch, is_read: true })
     }
 }

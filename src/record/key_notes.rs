@@ -12,30 +12,30 @@ const LIMIT: usize = 16;
 
 /// Keys besides the one that seals the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct KeyNotes {
+pub(crate) struct KeyNotes {
     /// A sign-out asked for a new key, and the file is still sealed under the old one.
-    pub(super) is_rotation_due: bool,
+    pub(crate) is_rotation_due: bool,
     /// Keys that may have been made and do not seal the file (yet).
-    pub(super) prepared: Vec<KeyId>,
+    pub(crate) prepared: Vec<KeyId>,
     /// Keys that sealed the file once, and may still be in the key store.
-    pub(super) retiring: Vec<KeyId>,
+    pub(crate) retiring: Vec<KeyId>,
 }
 
 impl KeyNotes {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    pub(super) fn prepare(&mut self, key_id: KeyId) {
+    pub(crate) fn prepare(&mut self, key_id: KeyId) {
         remember(&mut self.prepared, key_id);
     }
 
-    pub(super) fn retire(&mut self, key_id: KeyId) {
+    pub(crate) fn retire(&mut self, key_id: KeyId) {
         remember(&mut self.retiring, key_id);
     }
 
     /// Takes the notes out of a cache that was just opened.
-    pub(super) fn take_from(cache: &mut TokenCache) -> Self {
+    pub(crate) fn take_from(cache: &mut TokenCache) -> Self {
         let mut notes = Self::default();
         let Some(raw) = cache.take_member(MEMBER) else { return notes };
         let Ok(member) = serde_json::from_str::<std::collections::HashMap<String, String>>(&raw) else {
@@ -52,7 +52,7 @@ impl KeyNotes {
     }
 
     /// The notes as a member of the root object; `None` if there is nothing to remember.
-    pub(super) fn to_member(&self) -> Option<String> {
+    pub(crate) fn to_member(&self) -> Option<String> {
         if self.is_empty() {
             return None;
         }

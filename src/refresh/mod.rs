@@ -1,20 +1,23 @@
 //! One refresh at a time: among threads, tasks and processes.
 //!
 //! ```text
-//! look into the cache ─ fresh ───────────────────────────────────────────────► the token
+//! look into the cache (caller) ─ fresh ──────────────────────────────────────► the token
 //!        │ stale
 //! join the flight (single_flight): one caller of this process leads, the others wait
 //!        │
 //! take the lease (lease): one process at a time, by a lock file for each refresh token
 //!        │
-//! look again (plan) ─── somebody else refreshed it ──────────────────────────► the token
+//! look again (plan, look) ─ somebody else refreshed it ───────────────────────► the token
 //!        │ still stale
 //! call ─ rejected: retire that token if it is surely dead, look again
-//!      ─ refused: remember it for this request (refusal), noted beside the lock (status) for all processes
-//!      ─ transient: back off, noted there too
+//!      ─ refused: remember it for this request (refusal), beside the lease (status), for all processes
+//!      ─ transient: back off (back_off), remembered there too
 //!        │ tokens, for the same user
-//! save; what cannot be saved is kept (pending), and so is the lock ──────────► the token
+//! save; what cannot be saved is kept (pending), and so is the lock ───────────► the token
 //! ```
+//!
+//! `plan` decides, without I/O; `driver` reads, saves and takes leases for it; `blocking` and `tokio` make
+//! the call and wait.
 //!
 //! The lock on the cache file is taken for the save only, never across the call.
 

@@ -55,7 +55,7 @@
 //! |---|---|
 //! | `keyring` (default) | the platform keyring; implies `file` |
 //! | `file` | `PersistedTokenCache`, `acquire`, and keys in memory or in key files |
-//! | `tokio` | `acquire_async`; implies `file` |
+//! | `tokio` | `acquire_async` and the like: nothing blocks the runtime; implies `file` |
 //! | none | [`TokenCache`] and [`seal`]: no I/O, no operating system keyring |
 //!
 //! # Where tokenseal differs from msal (Python)

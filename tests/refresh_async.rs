@@ -356,3 +356,53 @@ async fn a_thousand_refreshes_take_a_few_threads() {
     assert_eq!(calls.load(Ordering::SeqCst), 1_000);
     assert!((1..=8).contains(&most), "{most} threads");
 }
+
+#[tokio::test]
+async fn changes_lookups_and_settling_never_block_the_runtime() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.builder().open_async().await.unwrap();
+    cache.add_async(common::response("alice", "read")).await.unwrap();
+    let wanted = wanted("read");
+    // Another thread has the lock: a change waits for it, and the runtime goes on.
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    let other = bench.open();
+    let holder = std::thread::spawn(move || {
+        let hold = |_: &mut TokenCache| {
+            locked.send(()).unwrap();
+            std::thread::sleep(2 * SHORT);
+            Ok::<_, tokenseal::CacheError>(())
+        };
+        drop(other.update(hold).unwrap());
+    });
+    is_locked.recv().unwrap();
+    let began = std::time::Instant::now();
+    let adding = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.add_async(common::response("bob", "read")).await }
+    });
+    tokio::task::yield_now().await;
+    let found = cache.find_access_token_async(&wanted).await.unwrap().unwrap();
+    assert_eq!(found.expose(), "at-alice-read");
+    assert!(began.elapsed() < SHORT, "neither the change nor the lookup blocked: {:?}", began.elapsed());
+    adding.await.unwrap().unwrap();
+    assert!(began.elapsed() >= SHORT, "the change waited for the lock");
+    holder.join().unwrap();
+    assert_eq!(bench.open().accounts().unwrap().len(), 2, "what was added is on disk");
+    assert_eq!(cache.accounts_async().await.unwrap().len(), 2);
+    assert_eq!(cache.remove_account_async(&account("bob")).await.unwrap().value().refresh_tokens(), 1);
+
+    // A panic of the change is the caller's.
+    let task = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.update_async(|_| -> Result<(), tokenseal::Error> { panic!("on purpose") }).await }
+    });
+    assert!(task.await.unwrap_err().is_panic());
+
+    expire(&cache);
+    let slow = call(&provider);
+    let waiter = cache.acquire_async(&wanted, slow);
+    assert!(tokio::time::timeout(Duration::from_millis(5), waiter).await.is_err());
+    cache.settle_async(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(provider.calls(), 1);
+    assert!(bench.open().read(refresh_tokens).unwrap().contains(&"rotated-1".to_owned()));
+}

@@ -47,7 +47,7 @@ fn other_handles_follow_a_rotation() {
 }
 
 #[test]
-fn replacing_all_tokens_counts_as_a_sign_out() {
+fn replacing_all_tokens_counts_as_a_sign_out_only_if_an_account_is_gone() {
     let bench = Bench::new();
     let cache = bench.open();
     cache.add(&response("alice", "read")).unwrap();
@@ -64,6 +64,28 @@ fn replacing_all_tokens_counts_as_a_sign_out() {
         key = new;
         rotated
     };
+    // R23: a usual way to change a cache, and to bring one in from elsewhere.
+    let add_to_a_copy = |tokens: &mut TokenCache| {
+        let mut copy = tokens.clone();
+        drop(copy.add(&response("bob", "read")).unwrap());
+        *tokens = copy;
+    };
+    assert!(!rotated(&add_to_a_copy));
+    assert!(has(&cache, "alice", "read") && has(&cache, "bob", "read"));
+    assert!(!rotated(&|tokens| tokens.deserialize(tokens.serialize().into_json()).unwrap()));
+    let sign_out_in_a_copy = |tokens: &mut TokenCache| {
+        let mut copy = tokens.clone();
+        let _ = copy.remove_account(&account("bob"));
+        *tokens = copy;
+    };
+    assert!(rotated(&sign_out_in_a_copy));
+    let alice_is_gone = |tokens: &mut TokenCache| {
+        let mut other = TokenCache::new();
+        drop(other.add(&response("carol", "read")).unwrap());
+        *tokens = other;
+    };
+    assert!(rotated(&alice_is_gone));
+    assert!(has(&cache, "carol", "read") && !has(&cache, "alice", "read"));
     assert!(rotated(&|tokens| *tokens = TokenCache::new()));
     assert!(!rotated(&|tokens| tokens.deserialize(r#"{"Account":{"k":{}}}"#).unwrap()), "nothing was there");
     assert!(rotated(&|tokens| tokens.deserialize("{}").unwrap()));

@@ -299,6 +299,14 @@ fn show_the_refresh(shown: &mut Shown) {
     });
     assert!(came.is_err());
     shown.add("RefreshCall", &was_seen.recv().unwrap());
+    let (seen, was_seen) = std::sync::mpsc::channel();
+    let looking = AcquireRequest::new(&query).replacing(&stale).claims(PLANTED);
+    let came = cache.acquire_with(looking, move |call| {
+        seen.send(format!("{call:?} {call:#?}")).unwrap();
+        Err(RefreshFailure::refused("invalid_request"))
+    });
+    shown.show_error(&came.unwrap_err());
+    shown.add("MintCall", &was_seen.recv().unwrap());
     let owner = RefreshTokenQuery::new(CLIENT, &account("alice"));
     shown.show(&cache.refresh_guard(&owner, Duration::from_secs(5)).unwrap());
     let rejected = r#"{"error":"invalid_grant","suberror":"planted!"}"#;

@@ -63,6 +63,16 @@ impl TokenCache {
         accounts
     }
 
+    /// Whose rows there are: each `home_account_id` and environment, for each row.
+    #[cfg(feature = "file")]
+    pub(super) fn owners(&self) -> impl Iterator<Item = (String, String)> {
+        let rows = self.rows.all(Kind::Account).chain(self.rows.all(Kind::RefreshToken));
+        rows.map(|row| self.rows.fields(row)).filter_map(|fields| {
+            let owner = fields.text(Field::HomeAccountId)?.into_owned();
+            Some((owner, fields.text(Field::Environment)?.into_owned()))
+        })
+    }
+
     /// Rows that name no issuer, as other SDKs write them, are of the one account that there is.
     fn merge_accounts_without_issuer(&self, accounts: &mut Vec<Account>) {
         let key = |account: &Account| {

@@ -84,7 +84,7 @@ pub struct TokenCache {
     revision: u64,
     /// The revision that the caller said is safe.
     saved_revision: u64,
-    /// Counts removed accounts, and every replacement of the whole content.
+    /// Counts removed accounts.
     sign_outs: u64,
     /// Tells this cache from one that a program puts in its place; 0 for any but the one handed out.
     #[cfg(feature = "file")]
@@ -178,7 +178,11 @@ impl TokenCache {
             Unreadable::NotAnObject => CacheError::NotACache { reason: "expected a JSON object", offset: 0 },
             Unreadable::TooLarge => CacheError::NotACache { reason: "expected less than 4 GiB", offset: 0 },
         })?;
-        self.sign_outs += u64::from(!self.rows.is_empty());
+        #[cfg(feature = "file")]
+        {
+            // Whether that is a sign-out is up to what it holds.
+            self.lineage = 0;
+        }
         self.rows = rows;
         self.revision += 1;
         self.saved_revision = self.revision;
@@ -227,6 +231,12 @@ impl TokenCache {
 
     pub(crate) fn sign_outs(&self) -> u64 {
         self.sign_outs
+    }
+
+    /// Whether an account of `before` is not there any more, or nothing at all.
+    pub(crate) fn has_lost_an_account(&self, before: &Self) -> bool {
+        let is_known = |(owner, environment): &(String, String)| self.knows_account(owner, environment);
+        self.is_empty() && !before.is_empty() || !before.owners().all(|owner| is_known(&owner))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -96,9 +96,9 @@ impl TokenResponse {
     /// Whether the response says that it is about another user than `home_account_id`. Only an id that the
     /// provider made (`uid.utid`) can be compared with what the provider says, not one that a program made.
     pub(crate) fn is_about_another(&self, home_account_id: &str) -> bool {
-        let Some((uid, utid)) = home_account_id.split_once('.') else { return false };
+        let Some((user, home_tenant)) = home_account_id.split_once('.') else { return false };
         let Ok(said) = Identification::read(self, true) else { return false };
-        if !issuer::is_guid(utid) {
+        if !issuer::is_guid(home_tenant) {
             return false;
         }
         if let Some(client_info) = &said.client_info {
@@ -106,8 +106,8 @@ impl TokenResponse {
         }
         // In a tenant that the user is a guest of, `oid` is another one.
         let Some(claims) = said.claims.filter(|claims| !is_by(claims, home_account_id)) else { return false };
-        let is_home = claims.text("tid").is_some_and(|tenant| tenant.eq_ignore_ascii_case(utid));
-        is_home && claims.text("oid").is_some_and(|oid| !oid.eq_ignore_ascii_case(uid))
+        let is_home = claims.text("tid").is_some_and(|tenant| tenant.eq_ignore_ascii_case(home_tenant));
+        is_home && claims.text("oid").is_some_and(|oid| !oid.eq_ignore_ascii_case(user))
     }
 }
 

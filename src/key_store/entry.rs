@@ -15,8 +15,25 @@ const LABEL: &[u8] = b"tokenseal key entry 1";
 const KEY_LEN: usize = 43;
 const CHECKSUM_LEN: usize = 11;
 
-/// Writes a key as the text of its entry.
+/// More stack than reading or writing an entry was seen to use.
+const STACK: usize = 4 * 1024;
+
+/// Writes a key as the text of its entry. No trace of the key is left on the stack.
 pub(crate) fn encode(key: &SealingKey) -> Secret {
+    let text = write(key);
+    zeroize::zeroize_stack::<STACK>();
+    text
+}
+
+/// Reads the key with the id `key_id` from the text of its entry. No trace of the key is left on the stack.
+pub(crate) fn decode(key_id: KeyId, text: &Secret) -> Option<SealingKey> {
+    let key = read(key_id, text);
+    zeroize::zeroize_stack::<STACK>();
+    key
+}
+
+#[inline(never)]
+fn write(key: &SealingKey) -> Secret {
     let mut text = String::with_capacity(PREFIX.len() + KEY_LEN + 1 + CHECKSUM_LEN);
     let mut base64 = zeroize::Zeroizing::new([0; KEY_LEN]);
     text.push_str(PREFIX);
@@ -27,8 +44,8 @@ pub(crate) fn encode(key: &SealingKey) -> Secret {
     Secret::from(text)
 }
 
-/// Reads the key with the id `key_id` from the text of its entry.
-pub(crate) fn decode(key_id: KeyId, text: &Secret) -> Option<SealingKey> {
+#[inline(never)]
+fn read(key_id: KeyId, text: &Secret) -> Option<SealingKey> {
     // Some keyrings' own tools append a line end.
     let (base64, written) = text.expose().trim_ascii_end().strip_prefix(PREFIX)?.split_once(':')?;
     let key = SealingKey::from_parts(key_id, |bytes| {

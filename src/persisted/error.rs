@@ -90,6 +90,15 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] StoreError),
 
+    /// The operating system gave no thread for what an asynchronous call does.
+    #[cfg(feature = "tokio")]
+    #[error("no thread could be started")]
+    #[non_exhaustive]
+    NoThread {
+        /// Why.
+        source: std::io::Error,
+    },
+
     /// The function that was to change the cache failed. Nothing was written.
     #[error("the change was given up: {0}")]
     Aborted(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -4,6 +4,8 @@ mod builder;
 mod error;
 mod rotation;
 mod state;
+#[cfg(feature = "tokio")]
+mod tokio;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,7 +38,7 @@ use state::State;
 /// one is ever seen.
 ///
 /// The handle is cheap to clone and can be used from any thread. Its calls block, for as long as a
-/// disk or a lock takes; in async code call them from a blocking task.
+/// disk or a lock takes; asynchronous code uses those that end in `_async` (feature `tokio`).
 ///
 /// # Processes that fork
 /// A child that is forked goes on with the handles of its parent, and with none of its parent's locks,
@@ -229,8 +231,8 @@ impl PersistedTokenCache {
     /// and the cache is as it was. It runs under the lock, so it must be quick: no network call
     /// belongs in it. Reading the same cache inside it gives the state before the change.
     ///
-    /// If `change` removes an account or clears the cache, the file is sealed under a new key; see
-    /// [`Updated::rotation`].
+    /// If `change` removes an account or clears the cache, or puts another cache in its place that an account
+    /// is gone from, the file is sealed under a new key; see [`Updated::rotation`].
     ///
     /// ```
     /// # use std::sync::Arc;

@@ -153,7 +153,9 @@ impl<'a> Change<'a> {
             inner.codec.adopt(&mut self.tokens);
         }
         let is_changed = is_exchanged || self.tokens.revision() != before.revision;
-        let is_sign_out = !before.is_empty && (is_exchanged || self.tokens.sign_outs() != before.sign_outs);
+        let is_sign_out = !before.is_empty
+            && (self.tokens.sign_outs() != before.sign_outs
+                || is_exchanged && self.tokens.has_lost_an_account(&inner.newest_locked(lock)?.cache));
 
         let Some(key) = before.key.clone() else {
             // Somebody removed the file: start one anew, under a new key.

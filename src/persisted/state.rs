@@ -7,7 +7,7 @@ use super::{Error, Inner};
 use crate::cache::TokenCache;
 use crate::deadline;
 use crate::key_store::KeyStoreError;
-use crate::record::{KeyNotes, OpenError};
+use crate::record::{KeyNotes, OpenError, Unsealed};
 use crate::seal::{Header, KeyId, SealError, SealingKey};
 use crate::store::{Record, StoreError, StoreLock, Watch};
 
@@ -226,7 +226,7 @@ impl Inner {
         generation: u64,
         notes: KeyNotes,
     ) -> Result<State, Error> {
-        let record = self.codec.write(&mut cache, &notes);
+        let record = Unsealed::write(&mut cache, &notes);
         self.store.check_size(record.sealed_len())?;
         let record = self.codec.seal(key, generation, record).map_err(|source| self.unopened(source))?;
         let watch = Some(self.store.replace(lock, &record)?);

@@ -27,6 +27,19 @@ pub(crate) struct Unsealed {
 }
 
 impl Unsealed {
+    /// Writes a cache and the notes about its keys.
+    pub(crate) fn write(cache: &mut TokenCache, notes: &KeyNotes) -> Self {
+        // Notes that a program brought in with other content are none of ours.
+        drop(KeyNotes::take_from(cache));
+        let member = notes.to_member();
+        let length =
+            seal::HEADER_LEN + cache.written_len() + member.as_ref().map_or(0, |text| text.len() + 1);
+        let mut bytes = SecretBytes::with_capacity(length + seal::PADDING + seal::TAG_LEN);
+        bytes.extend(&[0; seal::HEADER_LEN]);
+        cache.write(&mut bytes, member.as_deref());
+        Self { bytes }
+    }
+
     /// How long it will be when it is sealed, in bytes.
     pub(crate) fn sealed_len(&self) -> u64 {
         seal::sealed_len(self.bytes.len() - seal::HEADER_LEN) as u64
@@ -87,19 +100,6 @@ impl Codec {
         let notes = KeyNotes::take_from(&mut cache);
         self.see(header.key_id, header.generation);
         Ok((cache, notes))
-    }
-
-    /// Writes a cache and the notes about its keys.
-    pub(crate) fn write(&self, cache: &mut TokenCache, notes: &KeyNotes) -> Unsealed {
-        // Notes that a program brought in with other content are none of ours.
-        drop(KeyNotes::take_from(cache));
-        let member = notes.to_member();
-        let length =
-            seal::HEADER_LEN + cache.written_len() + member.as_ref().map_or(0, |text| text.len() + 1);
-        let mut bytes = SecretBytes::with_capacity(length + seal::PADDING + seal::TAG_LEN);
-        bytes.extend(&[0; seal::HEADER_LEN]);
-        cache.write(&mut bytes, member.as_deref());
-        Unsealed { bytes }
     }
 
     /// Seals a record.

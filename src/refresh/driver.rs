@@ -26,6 +26,7 @@ pub(super) struct Patience {
     pub(super) deadline: Instant,
     /// Until when a call may begin: whoever asked for it waits no longer.
     pub(super) begin_by: Instant,
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))] // A blocking call is never given up.
     pub(super) call_timeout: Duration,
 }
 

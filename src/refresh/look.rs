@@ -19,6 +19,7 @@ pub(super) struct Wanted {
     pub(super) tries_now: bool,
     /// The access token that is to be replaced.
     pub(super) refused: Option<AccessToken>,
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))] // A blocking call is never given up.
     pub(super) call_timeout: Duration,
     /// There is a valid token, which the server would like to see refreshed: not worth waiting for.
     pub(super) is_early: bool,

@@ -99,6 +99,17 @@ impl PersistedTokenCache {
         acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), false, call).await
     }
 
+    /// As [`settle`](Self::settle), for asynchronous code on Tokio.
+    ///
+    /// # Errors
+    /// As [`settle`](Self::settle), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn settle_async(&self, within: Duration) -> Result<(), AcquireError> {
+        settle(&Source::File(self.clone()), &Registry::of(self), within).await
+    }
+
     /// As [`refresh_guard`](Self::refresh_guard), for asynchronous code on Tokio. Dropping the returned
     /// future gives the right back as soon as it comes.
     ///
@@ -178,6 +189,17 @@ impl SharedTokenCache {
     {
         let call = move |sent: Call| call(MintCall::new(sent));
         acquire(&self.source, || self.registry(), request.into(), false, call).await
+    }
+
+    /// As [`settle`](Self::settle), for asynchronous code on Tokio.
+    ///
+    /// # Errors
+    /// As [`settle`](Self::settle), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn settle_async(&self, within: Duration) -> Result<(), AcquireError> {
+        settle(&self.source, &self.registry(), within).await
     }
 
     /// As [`refresh_guard`](Self::refresh_guard), for asynchronous code on Tokio.
@@ -483,6 +505,26 @@ impl<R: Future> Future for NoPanic<R> {
             Err(_) => Poll::Ready(Err(Panicked)),
         }
     }
+}
+
+/// How often somebody who waits for all refreshes looks whether they have ended.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+
+async fn settle(source: &Source, registry: &Arc<Registry>, within: Duration) -> Result<(), AcquireError> {
+    runtime()?;
+    let deadline = deadline::after(within);
+    // Without a worker: those who refresh need them.
+    while !registry.flights.is_empty() {
+        if deadline::left(deadline).is_zero() {
+            return Err(AcquireError::NotSettled { waited: within });
+        }
+        tokio::time::sleep(BETWEEN_LOOKS.min(deadline::left(deadline))).await;
+    }
+    let (source, registry) = (source.clone(), Arc::clone(registry));
+    let (done, settled) = oneshot::channel();
+    workers::run(move || drop(done.send(registry.settle(&source, deadline::left(deadline)))))
+        .map_err(|source| AcquireError::NoThread { source: Arc::new(source) })?;
+    settled.await.unwrap_or_else(|_| Err(AcquireError::unexplained()))
 }
 
 async fn guard(

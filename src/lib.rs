@@ -75,7 +75,7 @@
 //! | user tokens without an account are stored without an owner | that is an error: name the account |
 //! | a response without a token, or that is an error, writes a row | that is an error, and nothing is written |
 //! | a response that names no client or no environment is stored where nobody finds it | that is an error |
-//! | two issuers on one host (Keycloak's realms, Okta's servers) with one `sub` are one user | where there is no `client_info`, the rows have one more member, `iss`, and a second issuer a key of its own |
+//! | two issuers on one host (Keycloak's realms, Okta's servers) with one `sub` are one user | where there is no `client_info`, the rows have one more member, `iss`, and a second issuer a key of its own; a row that does not say is nobody's where an id has several, and a query that does not say finds none |
 //! | B2C users without `client_info` are told apart by `sub`, which may be one text for all | by `oid` and policy |
 //! | the answer to a refresh may be about another user | it is compared (OpenID Connect Core section 12.2), and refused |
 //! | the row of a refresh token does not say that the program named its account | it has one more member, `home_account_id_source`, and is not compared |
@@ -102,7 +102,8 @@
 //! | a refresh of an old session replaces the token of a newer sign-in | the newer one stays |
 //! | `serialize` forgets that a change is unsaved | only [`TokenCache::mark_saved`] does |
 //! | only https token endpoints | plain http to this machine as well |
-//! | a `refresh_in` given as text is an error | it is read |
+//! | a `refresh_in` given as text is an error | it is read; one below zero counts as absent |
+//! | a sign-in dated in the future by a wrong clock hides all later ones | it comes last |
 //!
 //! # What is promised, and what is not
 //!

@@ -100,8 +100,11 @@ impl TokenCache {
             let has_refresh_token = derived.refresh_token.is_some() || self.has_refresh_token(&derived);
             let (expires_on, extended_expires_on) = derived.expiry(has_refresh_token);
             let refresh_on = match response.body.seconds_of("refresh_in") {
-                Seconds::Read(seconds) => Some(derived.now.saturating_add(seconds).to_string()),
-                Seconds::Absent | Seconds::Unreadable => None,
+                // Before the token came nothing can be due: whoever believed that would refresh at each call.
+                Seconds::Read(seconds) if seconds >= 0 => {
+                    Some(derived.now.saturating_add(seconds).to_string())
+                }
+                Seconds::Read(_) | Seconds::Absent | Seconds::Unreadable => None,
             };
             let times = AccessTokenTimes {
                 cached_at: derived.now.to_string(),

@@ -68,6 +68,15 @@ impl<'a> Derived<'a> {
                 None => (None, None, false),
             },
         };
+        if let (Some(owner), None, None) = (&home_account_id, &issuer, &sent)
+            && cache.has_users_of_several_issuers(owner, &place.environment)
+        {
+            return Err(CacheError::NotNamed { what: "issuer", how: "issuer" });
+        }
+        let issuer = match (&home_account_id, is_named) {
+            (Some(owner), true) => issuer.or_else(|| cache.only_issuer(owner, &place.environment)),
+            _ => issuer,
+        };
         let is_app_grant = match response.grant_type.as_deref() {
             _ if response.is_refresh() => false,
             None => refresh_token.is_none() && id_token.is_none(),

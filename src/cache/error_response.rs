@@ -17,6 +17,8 @@ pub(crate) struct ErrorResponse {
     pub(crate) sub_error: Option<String>,
     /// Whether it says more than RFC 6749 has: sub-errors, readable or not, or a list of codes.
     pub(crate) has_details: bool,
+    /// Whether the code is that of the member `error`, as RFC 6749 has it.
+    pub(crate) is_standard: bool,
     /// The claims that the next sign-in is to bring, as JSON.
     pub(crate) claims: Option<String>,
 }
@@ -36,20 +38,24 @@ impl ErrorResponse {
     /// Reads a body that is an error response because of its status.
     pub(crate) fn read(body: &Body) -> Self {
         let text = |raw: &str| json_text::decode(raw).map(std::borrow::Cow::into_owned);
-        let code = |raw: &str| text(raw).filter(|text| is_code(text));
+        let code_of = |raw: &str| text(raw).filter(|text| is_code(text));
         // RFC 6749; OpenAI and others; Supabase, Okta and others.
         let error = body.raw("error");
         let nested = error.and_then(|error| json::member(error, "code"));
         let code =
-            [error, nested, body.raw("error_code"), body.raw("code")].into_iter().flatten().find_map(code);
-        // Entra ID has two spellings, Google one.
+            [error, nested, body.raw("error_code"), body.raw("code")].into_iter().flatten().find_map(code_of);
+        let is_standard = error.and_then(code_of).is_some();
+        // Entra ID has two spellings, Google one; some put them into the error.
+        let within =
+            |name: &str| error.filter(|error| error.starts_with('{')).and_then(|it| json::member(it, name));
+        let either = |name: &str| body.raw(name).or_else(|| within(name));
         let mut details = ["suberror", "sub_error", "error_subtype"]
             .into_iter()
-            .filter_map(|name| body.raw(name))
+            .filter_map(either)
             .filter(|&raw| is_said(raw))
             .peekable();
         let has_codes =
-            body.raw("error_codes").is_some_and(|raw| is_said(raw) || elements(raw).next().is_some());
+            either("error_codes").is_some_and(|raw| is_said(raw) || elements(raw).next().is_some());
         let has_details = has_codes || details.peek().is_some();
         let sub_error = details.find_map(text).map(|text| self::code(&text));
         let claims = body
@@ -57,7 +63,7 @@ impl ErrorResponse {
             .and_then(|raw| if raw.starts_with('{') { Some(raw.to_owned()) } else { text(raw) });
         let claims =
             claims.filter(|claims| claims.len() <= LONGEST_CLAIMS && claims.trim_start().starts_with('{'));
-        Self { code, sub_error, has_details, claims }
+        Self { code, sub_error, has_details, is_standard, claims }
     }
 
     /// Reads a body that came with a status of success; `None` if it is no error response.

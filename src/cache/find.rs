@@ -2,18 +2,20 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::time::SystemTime;
 
 use super::TokenCache;
 use super::account::Account;
 use super::environment::is_microsoft;
 use super::fields::{Field, Fields};
 use super::issuer;
-use super::query::{AccessTokenQuery, RefreshTokenQuery};
+use super::query::{AccessTokenQuery, Owner, RefreshTokenQuery};
 #[cfg(feature = "file")]
 use super::response::TokenResponse;
 use super::rows::{Kind, Lookup, RowId};
 use super::scopes::Comparison;
 use super::token::{AccessToken, AppMetadata, IdToken, RefreshToken};
+use super::unix_seconds;
 use crate::secret::Secret;
 
 /// The family of Microsoft's own clients: the one that an unknown client is tried in.
@@ -71,9 +73,15 @@ impl TokenCache {
             })
         });
         let best = found.reduce(|best, next| if next.0 > best.0 { next } else { best });
-        // Two users of one id, at two issuers: which of them is meant, the query does not say.
-        let best = best.filter(|_| !issuers.are_several || query.owner.issuer.is_some());
-        AccessToken::read(&best?.1)
+        // Two users of one id, at two issuers: which of them is meant, the query does not say, whichever of
+        // them has a token just now.
+        let is_ambiguous = || {
+            let Owner { home_account_id: Some(owner), environment, issuer: None } = &query.owner else {
+                return false;
+            };
+            issuers.are_several || self.are_several(&[Kind::Account], owner, environment.as_deref())
+        };
+        AccessToken::read(&best.filter(|_| !is_ambiguous())?.1)
     }
 
     fn is_wanted(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
@@ -229,7 +237,10 @@ impl TokenCache {
             for row in self.rows.candidates(Lookup::Owner(kind, home_account_id)) {
                 let fields = self.rows.fields(row);
                 let Some(realm) = fields.text(Field::Realm) else { continue };
-                if known.as_ref() == Some(&realm) {
+                let is_known = |known: &Cow<'_, str>| {
+                    *known == realm || issuer::is_guid(known) && known.eq_ignore_ascii_case(&realm)
+                };
+                if known.as_ref().is_some_and(is_known) {
                     continue;
                 }
                 let counts = (kind == Kind::Account || fields.is(Field::ClientId, client_id))
@@ -248,13 +259,33 @@ impl TokenCache {
     /// Whether an account that names no issuer may be one of several users.
     #[cfg(feature = "file")]
     pub(crate) fn has_several_issuers(&self, account: &Account) -> bool {
-        if account.issuer.is_some() {
-            return false;
-        }
+        let Account { home_account_id, environment, .. } = account;
+        account.issuer.is_none() && self.has_users_of_several_issuers(home_account_id, environment)
+    }
+
+    /// Whether an id is that of several users, told apart by their issuer.
+    pub(super) fn has_users_of_several_issuers(&self, home_account_id: &str, environment: &str) -> bool {
+        self.are_several(&[Kind::Account, Kind::RefreshToken], home_account_id, Some(environment))
+    }
+
+    /// The one issuer that the rows of an id name.
+    pub(super) fn only_issuer(&self, home_account_id: &str, environment: &str) -> Option<String> {
+        let rows = self.rows_of(Kind::Account, home_account_id, environment, None);
         let mut issuers = Issuers::default();
-        for kind in [Kind::Account, Kind::RefreshToken] {
-            for row in self.rows_of(kind, &account.home_account_id, &account.environment, None) {
-                issuers.meet(&self.rows.fields(row));
+        for row in rows {
+            issuers.meet(&self.rows.fields(row));
+        }
+        issuers.first.filter(|_| !issuers.are_several).map(Cow::into_owned)
+    }
+
+    fn are_several(&self, kinds: &[Kind], home_account_id: &str, environment: Option<&str>) -> bool {
+        let mut issuers = Issuers::default();
+        for &kind in kinds {
+            for row in self.rows.candidates(Lookup::Owner(kind, home_account_id)) {
+                let fields = self.rows.fields(row);
+                if fields.is(Field::HomeAccountId, home_account_id) && self.is_in(&fields, environment) {
+                    issuers.meet(&fields);
+                }
             }
         }
         issuers.are_several
@@ -270,6 +301,10 @@ impl TokenCache {
                 Some(known) => known.family_id().map(str::to_owned),
                 None => Some(FIRST_PARTY_FAMILY.to_owned()),
             });
+        if issuer.is_none() && self.has_users_of_several_issuers(home_account_id, environment) {
+            // Whose is meant, nobody says.
+            return Vec::new();
+        }
         let rows = self.rows_of(Kind::RefreshToken, home_account_id, environment, issuer.as_deref());
         // Of two that came within one second the later one comes first.
         let mut found: Vec<_> = rows
@@ -283,7 +318,12 @@ impl TokenCache {
                 (is_family || is_own).then(|| Some((is_family, RefreshToken::read(&fields)?)))?
             })
             .collect();
-        found.sort_by_key(|(is_family, token)| Reverse((*is_family, token.last_modification_time)));
+        // A sign-in that is dated in the future was dated by a clock that was wrong.
+        let latest = unix_seconds(SystemTime::now()).saturating_add(CLOCK_TOLERANCE);
+        found.sort_by_key(|(is_family, token)| {
+            let time = token.last_modification_time;
+            Reverse((*is_family, time <= latest, time))
+        });
         found.into_iter().map(|(_, token)| token).collect()
     }
 

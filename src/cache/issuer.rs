@@ -65,6 +65,18 @@ pub(crate) fn is_guid(text: &str) -> bool {
         })
 }
 
+/// The issuer whose token endpoint this is, where a host has several and the endpoint says which: Keycloak's
+/// realms, Okta's authorization servers.
+pub(super) fn of_token_endpoint(url: &str) -> Option<String> {
+    let url = url.split(['?', '#']).next()?;
+    if let Some(issuer) = url.strip_suffix("/protocol/openid-connect/token") {
+        return Some(issuer.to_owned());
+    }
+    let issuer = url.strip_suffix("/v1/token")?;
+    let (host, _server) = issuer.rsplit_once("/oauth2/")?;
+    (!host.is_empty()).then(|| issuer.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

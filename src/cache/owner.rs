@@ -75,7 +75,9 @@ impl Identification {
         let named = response.home_account_id.clone().filter(|named| !named.is_empty());
         match named {
             Some(named) if by_provider.as_ref().is_none_or(|owner| owner.home_account_id != named) => {
-                Some(Owner { home_account_id: named, issuer: None, is_named: true })
+                let by_endpoint = || issuer::of_token_endpoint(response.token_endpoint.as_deref()?);
+                let issuer = response.issuer.clone().or_else(by_endpoint);
+                Some(Owner { home_account_id: named, issuer, is_named: true })
             }
             _ => by_provider,
         }
@@ -175,14 +177,15 @@ impl TokenCache {
         let Some(owner) = sent.home_account_id.as_deref().filter(|_| !sent.is_named) else { return Ok(()) };
         // `sub` is another one for each client of a family.
         let is_same_client = client_id.is_none_or(|client_id| sent.client_id.as_deref() == Some(client_id));
-        let stored = self.stored_claims(sent, client_id.or(sent.client_id.as_deref()));
+        let stored = self.stored_claims(sent, client_id.or(sent.client_id.as_deref()), said);
         let is_the_id = |stored: &Claims| is_by(stored, owner);
         let came_from_sub = is_same_client
             && (self.rows.fields(sent.row).text(Field::Issuer).is_some()
                 || stored.as_ref().is_some_and(is_the_id));
         if let Some(client_info) = &said.client_info {
             // An id that has no second part is of no `client_info`.
-            if !came_from_sub && owner.contains('.') {
+            let told_by_issuer = self.rows.fields(sent.row).text(Field::Issuer).is_some();
+            if !told_by_issuer && owner.contains('.') {
                 return if client_info == owner { Ok(()) } else { Err(CacheError::OtherAccount) };
             }
         }
@@ -240,8 +243,14 @@ impl TokenCache {
         })
     }
 
-    /// The claims of the id token that a client has of the user of a refresh token.
-    fn stored_claims(&self, sent: &SentToken, client_id: Option<&str>) -> Option<Claims> {
+    /// The claims of the id token that a client has of the user of a refresh token: of the issuer that the
+    /// answer is of, if there is one.
+    fn stored_claims(
+        &self,
+        sent: &SentToken,
+        client_id: Option<&str>,
+        said: &Identification,
+    ) -> Option<Claims> {
         let (owner, client_id) = (sent.home_account_id.as_deref()?, client_id?);
         let rows = self.rows.candidates(Lookup::Owner(Kind::IdToken, owner));
         let mut stored = rows.map(|row| self.rows.fields(row)).filter(|fields| {
@@ -249,7 +258,18 @@ impl TokenCache {
                 && self.belongs_to(fields, owner, sent.environment.as_deref().unwrap_or_default())
                 && self.is_issued_by(Kind::IdToken, fields, sent.issuer.as_deref())
         });
-        stored.find_map(|fields| Claims::of_id_token(fields.secret()?.expose()).ok())
+        let mut stored: Vec<Claims> = stored
+            .by_ref()
+            .filter_map(|fields| Claims::of_id_token(fields.secret()?.expose()).ok())
+            .collect();
+        let wanted = said.claims.as_ref().and_then(|claims| claims.text("iss"));
+        let is_of_it = |claims: &Claims| {
+            wanted
+                .as_ref()
+                .is_some_and(|wanted| claims.text("iss").is_some_and(|own| issuer::same(&own, wanted)))
+        };
+        let at = stored.iter().position(is_of_it).unwrap_or(0);
+        (at < stored.len()).then(|| stored.swap_remove(at))
     }
 
     /// Who issued what a row is about: as it says, or as the id token beside it says.
@@ -273,20 +293,38 @@ impl TokenCache {
                 && client_id.as_ref().is_none_or(|client_id| beside.is(Field::ClientId, client_id))
         });
         // Those of one user say the same.
-        beside.by_ref().take(16).find_map(|beside| match beside.text(Field::Issuer) {
-            // That one is of an account that is told apart already.
-            Some(_) => None,
-            None => read(&beside).and_then(issuer),
-        })
+        let mut told = None;
+        for beside in beside.by_ref().take(16) {
+            match beside.text(Field::Issuer) {
+                None => {
+                    if let Some(issuer) = read(&beside).and_then(issuer) {
+                        return Some(issuer);
+                    }
+                }
+                // That one is of an account that is told apart already: of which, where there are several,
+                // this row does not say.
+                Some(own) => match &told {
+                    None => told = Some(own.into_owned()),
+                    Some(told) if issuer::same(told, &own) => {}
+                    Some(_) => return None,
+                },
+            }
+        }
+        told
     }
 
-    /// Whether a row may be of an account of this issuer. A row that says nothing may be.
+    /// Whether a row may be of an account of this issuer. A row that says nothing may be, if there is only one
+    /// user of this id.
     pub(super) fn is_issued_by(&self, kind: Kind, fields: &Fields<'_>, wanted: Option<&str>) -> bool {
         let Some(wanted) = wanted else { return true };
-        match fields.text(Field::Issuer) {
-            Some(issuer) => issuer::same(&issuer, wanted),
-            None => self.issuer_of(kind, fields).is_none_or(|issuer| issuer::same(&issuer, wanted)),
+        let own = fields.text(Field::Issuer).map(Cow::into_owned);
+        if let Some(issuer) = own.or_else(|| self.issuer_of(kind, fields)) {
+            return issuer::same(&issuer, wanted);
         }
+        // Of several users, a row that does not say whose it is is nobody's.
+        let owner = fields.text(Field::HomeAccountId).unwrap_or_default();
+        let environment = fields.text(Field::Environment).unwrap_or_default();
+        !self.has_users_of_several_issuers(&owner, &environment)
     }
 }
 

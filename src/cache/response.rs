@@ -40,6 +40,7 @@ pub struct TokenResponse {
     pub(crate) environment: Option<String>,
     pub(crate) realm: Option<String>,
     pub(crate) home_account_id: Option<String>,
+    pub(crate) issuer: Option<String>,
     pub(crate) grant_type: Option<String>,
     pub(crate) granted_scopes: Option<Vec<String>>,
     pub(crate) requested_scopes: Vec<String>,
@@ -78,6 +79,7 @@ impl TokenResponse {
             environment: None,
             realm: None,
             home_account_id: None,
+            issuer: None,
             grant_type: None,
             granted_scopes: None,
             requested_scopes: Vec::new(),
@@ -147,6 +149,15 @@ impl TokenResponse {
     #[must_use]
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
+        self
+    }
+
+    /// The issuer that the user is one of (`iss`), for a response without an id token whose account the program
+    /// names: where a host has several issuers, such as Keycloak's realms, an id says whose it is only with
+    /// its issuer. [`Account::issuer`](crate::Account::issuer) is that of an account.
+    #[must_use]
+    pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
+        self.issuer = Some(issuer.into());
         self
     }
 
@@ -454,9 +465,13 @@ impl Body {
         }
     }
 
-    /// A member that must be text and is secret; empty text counts for none.
+    /// A member that must be text and is secret; empty text counts for none, and so does what some servers
+    /// write for "none" (`false`, `[]`, `{}`).
     pub(crate) fn secret_of(&self, field: &'static str) -> Result<Option<Secret>, CacheError> {
         let Some(raw) = self.raw(field) else { return Ok(None) };
+        if raw == "false" || raw.starts_with(['[', '{']) && raw[1..raw.len() - 1].trim().is_empty() {
+            return Ok(None);
+        }
         match json_text::decode_secret(raw) {
             Some(secret) => Ok(Some(secret).filter(|secret| !secret.is_empty())),
             None => Err(CacheError::UnusableField { field, expected: "text" }),

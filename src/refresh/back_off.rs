@@ -34,7 +34,7 @@ pub(super) struct BackOff {
     pub(super) until: u64,
     /// Failures in a row.
     pub(super) failures: u32,
-    /// The refresh token that was sent: of another, nothing is known.
+    /// The refresh token that was sent. One that came later is of another sign-in, which is tried.
     pub(super) mark: TokenMark,
 }
 
@@ -67,7 +67,7 @@ impl BackOff {
     pub(super) fn remaining(&self, now: u64, mark: &TokenMark) -> Option<Duration> {
         // A clock that was set back must not lock anybody out, nor must a status that is wrong.
         let until = self.until.min(self.failed_at.saturating_add(milliseconds(LONGEST_OBEYED)));
-        let counts = self.failed_at <= now && self.mark.covers(mark);
+        let counts = self.failed_at <= now && self.mark.is_as_late_as(mark);
         let left = until.checked_sub(now).filter(|&left| left > 0)?;
         counts.then(|| Duration::from_millis(left))
     }

@@ -9,10 +9,10 @@ use super::caller::{Caller, Step};
 use super::driver::{Driver, Next};
 use super::error::AcquireError;
 use super::failure::RefreshFailure;
-use super::plan::Called;
 use super::registry::Registry;
 use super::request::{AcquireRequest, Acquired};
 use super::source::Source;
+use super::step::Called;
 use crate::cache::TokenResponse;
 
 /// More stack than the work of a refresh was seen to use, the caller's function apart.

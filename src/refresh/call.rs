@@ -290,26 +290,38 @@ fn is_form(content_type: Option<&str>, body: &SecretBytes) -> bool {
         // Some servers say so of JSON.
         return !begins_like_json(body);
     }
+    let text = trimmed(body);
+    let begins = |name: &str| text.starts_with(name.as_bytes());
     let has = |name: &str| {
-        let text = body.expose();
-        text.starts_with(name.as_bytes())
-            || text.windows(name.len() + 1).any(|part| part[0] == b'&' && part[1..] == *name.as_bytes())
+        let follows = |part: &[u8]| part[0] == b'&' && part[1..] == *name.as_bytes();
+        begins(name) || text.windows(name.len() + 1).any(follows)
     };
     let is_json = media_type.to_ascii_lowercase().contains("json");
-    !is_json && !begins_like_json(body) && (has("access_token=") || has("error="))
+    // Nothing that begins so is JSON, whatever it is called.
+    begins("access_token=")
+        || begins("error=")
+        || !is_json && !begins_like_json(body) && (has("access_token=") || has("error="))
 }
 
 fn begins_like_json(body: &SecretBytes) -> bool {
+    trimmed(body).first() == Some(&b'{')
+}
+
+/// Without a byte order mark and blanks before it.
+fn trimmed(body: &SecretBytes) -> &[u8] {
     let text = body.expose();
-    let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
-    text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
+    text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text).trim_ascii()
 }
 
 /// `Retry-After`: seconds, or a date (RFC 9110 section 10.2.3).
 fn delay(header: &str) -> Option<Duration> {
     let header = header.trim();
-    if let Ok(seconds) = header.parse() {
-        return Some(Duration::from_secs(seconds));
+    // A header that a proxy doubled is one with a comma.
+    let first = header.split(',').next().unwrap_or_default().trim().trim_start_matches('+');
+    if first.starts_with(|c: char| c.is_ascii_digit())
+        && let Ok(seconds) = first.parse::<f64>()
+    {
+        return Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
     }
     let date = httpdate::parse_http_date(header).ok()?;
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
@@ -396,6 +408,9 @@ mod tests {
         let in_a_minute = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
         assert!((Duration::from_secs(55)..=Duration::from_secs(60)).contains(&asked(&in_a_minute).unwrap()));
         assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(asked("120.5"), Some(Duration::from_millis(120_500)));
+        assert_eq!(asked("120, 120"), Some(Duration::from_secs(120)));
+        assert!(asked("99999999999999999999999") > Some(Duration::from_secs(1_000)));
         assert_eq!(asked("soon"), None);
     }
 

@@ -8,13 +8,13 @@ use super::error::{AcquireError, SignInReason};
 use super::freshness::is_due;
 use super::lease::Home;
 use super::look::{Means, Wanted};
-use super::names::{FlightKey, RequestId};
+use super::names::{FlightKey, RequestId, access_token_name};
 use super::pending::{Pending, overlaid};
-use super::plan::{Leftover, Outcome};
 use super::registry::Registry;
 use super::request::{AcquireRequest, Acquired, Origin};
 use super::single_flight::{Flight, Joined, Patience, Waited};
 use super::source::Source;
+use super::step::{Leftover, Outcome};
 use crate::cache::{AccessToken, Account, Life, TokenCache};
 use crate::deadline;
 use crate::secret::Secret;
@@ -97,6 +97,7 @@ impl<'a> Caller<'a> {
                 request: RequestId::new(request.query, request.family_id, request.claims),
                 needs_refresh_token,
                 tries_now: request.tries_now,
+                replaces: request.refused.map(access_token_name),
             },
             means,
             has_led: false,

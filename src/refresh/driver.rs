@@ -8,10 +8,11 @@ use super::error::AcquireError;
 use super::lease::{Home, Lease};
 use super::look::Wanted;
 use super::names::{FlightKey, LeaseName};
-use super::plan::{Called, Outcome, Plan, Read, Step, early_pause};
+use super::plan::{Plan, early_pause};
 use super::registry::Registry;
 use super::single_flight::Leader;
 use super::source::Source;
+use super::step::{Called, Outcome, Read, Step};
 use crate::deadline;
 #[cfg(feature = "tokio")]
 use crate::deadline::{InLane, Lane};

@@ -79,6 +79,9 @@ pub(super) struct Rejection {
     pub(super) claims: Option<Secret>,
 }
 
+/// The one code that says that a refresh token is dead (RFC 6749 section 5.2).
+const INVALID_GRANT: &str = "invalid_grant";
+
 /// The sub-error by which Entra ID says that the token is dead.
 const BAD_TOKEN: &str = "bad_token";
 
@@ -91,14 +94,16 @@ impl RefreshFailure {
     /// request, and stays. Whoever asked is told to sign in again.
     pub fn rejected(error: impl AsRef<str>) -> Self {
         let error = code(error.as_ref());
-        let ends_token = meaning::of(&error) == Meaning::InvalidGrant;
+        let ends_token = error.eq_ignore_ascii_case(INVALID_GRANT);
         Self(Reason::Rejected(Rejection { error, sub_error: None, ends_token, claims: None }))
     }
 
     /// The sub-error beside `invalid_grant` (`suberror` at Entra ID, `error_subtype` at Google).
     #[must_use]
     pub fn sub_error(mut self, named: impl AsRef<str>) -> Self {
-        if let Reason::Rejected(Rejection { sub_error, ends_token, .. }) = &mut self.0 {
+        if let Reason::Rejected(Rejection { sub_error, ends_token, .. }) = &mut self.0
+            && !named.as_ref().is_empty()
+        {
             *ends_token &= named.as_ref() == BAD_TOKEN;
             *sub_error = Some(code(named.as_ref()));
         }
@@ -140,17 +145,19 @@ impl RefreshFailure {
     }
 
     pub(super) fn classified(status: u16, response: ErrorResponse) -> Self {
-        let ErrorResponse { code, sub_error, has_details, claims } = response;
+        let ErrorResponse { code, sub_error, has_details, is_standard, claims } = response;
         let is_success = (200..300).contains(&status);
         let is_refusal = is_success || matches!(status, 400 | 401 | 403 | 422);
         match code.filter(|_| is_refusal) {
             Some(error) => match meaning::of(&error) {
                 Meaning::Later => Self::transient(format!("status {status}, error {error}")),
                 Meaning::RequestIsWrong => Self(Reason::Refused { error }),
-                meaning @ (Meaning::InvalidGrant | Meaning::UserIsNeeded) => {
+                Meaning::UserIsNeeded => {
                     let is_dead = !has_details || sub_error.as_deref() == Some(BAD_TOKEN);
-                    let ends_token =
-                        meaning == Meaning::InvalidGrant && is_dead && matches!(status, 400 | 401 | 403);
+                    let ends_token = is_standard
+                        && error.eq_ignore_ascii_case(INVALID_GRANT)
+                        && is_dead
+                        && matches!(status, 400 | 401 | 403);
                     let claims = claims.map(Secret::from);
                     Self(Reason::Rejected(Rejection { error, sub_error, ends_token, claims }))
                 }

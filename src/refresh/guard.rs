@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::error::{AcquireError, FailedCall};
+use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Reason, RefreshFailure};
 use super::lease::Lease;
 use super::names::{RequestId, TokenMark, lease_name};
+use super::plan::SEVERAL_ISSUERS;
 use super::refusal::Verdict;
 use super::registry::Registry;
 use super::source::Source;
-use crate::cache::{Account, Added, CacheError, RefreshToken, RefreshTokenQuery, TokenResponse};
+use crate::cache::{
+    Account, Added, CacheError, ErrorResponse, RefreshToken, RefreshTokenQuery, TokenResponse,
+};
 use crate::deadline;
 use crate::persisted::Error;
 
@@ -41,7 +44,10 @@ use crate::persisted::Error;
 /// if let Some(refresh_token) = guard.refresh_token() {
 ///     let form = format!("grant_type=refresh_token&refresh_token={}", refresh_token.expose());
 ///     match post(&form) {
-///         Ok((200, body)) => drop(guard.save(TokenResponse::from_json(body)?)?),
+///         Ok((200, body)) => match TokenResponse::from_json(body) {
+///             Ok(response) => drop(guard.save(response)?),
+///             Err(error) => return Err(guard.rejected(error.into()).into()),
+///         },
 ///         Ok((status, body)) => return Err(guard.rejected(RefreshFailure::from_error_response(status, body)).into()),
 ///         Err(error) => return Err(guard.rejected(RefreshFailure::transient(error)).into()),
 ///     }
@@ -56,7 +62,7 @@ pub struct RefreshGuard {
     source: Source,
     registry: Arc<Registry>,
     request: RequestId,
-    client_id: String,
+    query: RefreshTokenQuery,
     token: Option<RefreshToken>,
 }
 
@@ -74,8 +80,13 @@ impl RefreshGuard {
     ) -> Result<Self, AcquireError> {
         source.check_not_in_hand()?;
         let deadline = deadline::after(within);
-        let look =
-            || source.read_by(deadline, |cache| (lease_name(cache, query), cache.find_refresh_token(query)));
+        let look = || {
+            let looked = source.read_by(deadline, |cache| {
+                let is_ambiguous = cache.has_several_issuers(&query.account);
+                (!is_ambiguous).then(|| (lease_name(cache, query), cache.find_refresh_token(query)))
+            });
+            looked?.ok_or(AcquireError::Ambiguous { what: SEVERAL_ISSUERS })
+        };
         let (mut expected, _) = look()?;
         loop {
             let slice = deadline.min(deadline::after(SLICE));
@@ -109,9 +120,8 @@ impl RefreshGuard {
                 }
             }
             lease.begin_use();
-            let (source, registry, client_id) =
-                (source.clone(), Arc::clone(registry), query.client_id.clone());
-            return Ok(Self { lease, source, registry, request, client_id, token });
+            let (source, registry, query) = (source.clone(), Arc::clone(registry), query.clone());
+            return Ok(Self { lease, source, registry, request, query, token });
         }
     }
 
@@ -125,8 +135,9 @@ impl RefreshGuard {
     /// if the account has tokens of several.
     ///
     /// # Errors
-    /// [`AcquireError`] if the response is no token response or another user's; a refresh token that it
-    /// holds is saved all the same, unless it is another user's. [`AcquireError::NotSaved`] if the disk did
+    /// [`AcquireError`] if the response is no token response, or an error in spite of its status: that is
+    /// remembered, as [`rejected`](Self::rejected) does, and a refresh token that it holds is saved all the
+    /// same. [`AcquireError::SignInRequired`] if it is another user's; nothing of it is kept. [`AcquireError::NotSaved`] if the disk did
     /// not take it: it is kept in memory and saved later, and nobody sends the old token meanwhile.
     pub fn save(&mut self, response: TokenResponse) -> Result<Added, AcquireError> {
         self.lease.check_process()?;
@@ -135,40 +146,65 @@ impl RefreshGuard {
             answer.sent_refresh_token = Some(sent.secret());
             answer.environment = Some(sent.environment().to_owned());
             answer.home_account_id = sent.home_account_id().map(str::to_owned);
-            answer.client_id.get_or_insert_with(|| self.client_id.clone());
+            answer.client_id.get_or_insert_with(|| self.query.client_id.clone());
         }
-        let taken = self.source.read_in_memory(|cache| cache.fork().add(&answer))?;
-        let (answer, added) = match taken {
-            Ok(added) => (answer, Ok(added)),
-            Err(error) => {
-                let rest = answer.refresh_token_only().filter(|_| !matches!(error, CacheError::OtherAccount));
-                let rest = rest.filter(|_| self.token.is_some());
-                let Some(rest) = rest else { return Err(Error::from(error).into()) };
-                (rest, Err(Error::from(error).into()))
+        let added = match self.source.read_in_memory(|cache| cache.fork().add(&answer))? {
+            Err(error) if self.token.is_none() => return Err(Error::from(error).into()),
+            Err(CacheError::OtherAccount) => {
+                let mark = self.mark();
+                self.lease.held.answered();
+                let verdict = Verdict::OtherUser;
+                self.lease.held.refused(&self.request, &mark, verdict, None, SystemTime::now());
+                return Err(AcquireError::sign_in(SignInReason::OtherUser));
             }
+            added => added,
         };
-        let before = self.token.as_ref().map(TokenMark::of);
-        if self.token.is_some() {
-            self.lease.held.pending.renew(Arc::new(answer));
-            self.lease.save(&self.source);
-        } else {
-            self.source.update(|cache| cache.add(&answer))?;
+        match added {
+            Ok(added) => {
+                self.keep(answer)?;
+                self.lease.held.granted(&self.request);
+                Ok(added)
+            }
+            // It is no answer with tokens; the refresh token that it may hold is the one that works from now on.
+            Err(error) => {
+                let failure = match ErrorResponse::in_success(&answer.body) {
+                    Some(error) => RefreshFailure::classified(200, error),
+                    None => RefreshFailure::transient(error),
+                };
+                if let Some(rest) = answer.refresh_token_only() {
+                    self.keep(rest)?;
+                }
+                Err(self.rejected(failure))
+            }
         }
-        self.lease.held.granted(&self.request);
+    }
+
+    /// Saves an answer, and has the refresh token that came in hand.
+    fn keep(&mut self, answer: TokenResponse) -> Result<(), AcquireError> {
+        let Some(sent) = self.token.take() else {
+            self.source.update(|cache| cache.add(&answer))?;
+            return Ok(());
+        };
+        let is_spent = answer.rotates();
+        self.lease.held.pending.renew(Arc::new(answer));
+        self.lease.save(&self.source);
         if let Some(source) = self.lease.held.pending.failure() {
             self.lease.save_later(&self.source, &self.registry);
+            self.token = Some(sent).filter(|_| !is_spent);
             return Err(AcquireError::NotSaved { source });
         }
-        if let Some(sent) = self.token.take() {
-            let account = Account::new(sent.home_account_id().unwrap_or_default(), sent.environment());
-            let account = Account { issuer: sent.issuer.clone(), ..account };
-            let wanted = RefreshTokenQuery::new(&self.client_id, &account);
-            self.token = self.source.read(|cache| cache.find_refresh_token(&wanted))?;
-            if let (Some(from), Some(to)) = (before, self.token.as_ref().map(TokenMark::of)) {
-                self.lease.held.rotated(&from, &to);
-            }
+        let account = Account::new(sent.home_account_id().unwrap_or_default(), sent.environment());
+        let account = Account { issuer: sent.issuer.clone(), ..account };
+        let wanted = RefreshTokenQuery { account, ..self.query.clone() };
+        self.token = self.source.read(|cache| cache.find_refresh_token(&wanted))?;
+        if let Some(to) = self.token.as_ref().map(TokenMark::of) {
+            self.lease.held.rotated(&TokenMark::of(&sent), &to);
         }
-        added
+        Ok(())
+    }
+
+    fn mark(&self) -> TokenMark {
+        self.token.as_ref().map_or_else(TokenMark::none, TokenMark::of)
     }
 
     /// Remembers that the server gave no tokens for [`refresh_token`](Self::refresh_token), for all
@@ -179,7 +215,7 @@ impl RefreshGuard {
             return error;
         }
         let now = SystemTime::now();
-        let mark = self.token.as_ref().map_or_else(TokenMark::none, TokenMark::of);
+        let mark = self.mark();
         match failure.0 {
             Reason::Transient { retry_after, cause } => {
                 let retry_after = self.lease.held.failed(retry_after, &mark, now);
@@ -198,8 +234,9 @@ impl RefreshGuard {
             }
             Reason::Rejected(rejection) => {
                 self.lease.held.answered();
-                let own =
-                    self.token.take_if(|token| rejection.ends_token && token.client_id() == self.client_id);
+                let own = self
+                    .token
+                    .take_if(|token| rejection.ends_token && token.client_id() == self.query.client_id);
                 if let Some(token) = own {
                     self.lease.held.pending.retire(token);
                     self.lease.save(&self.source);

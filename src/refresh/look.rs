@@ -4,7 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use super::freshness::is_due;
 use super::names::{LeaseName, RequestId, TokenMark, lease_name, refresh_token_query};
-use crate::cache::{AccessToken, AccessTokenQuery, Account, Life, RefreshToken, TokenCache, TokenResponse};
+use crate::cache::{
+    AccessToken, AccessTokenQuery, Account, Life, RefreshToken, TokenCache, TokenResponse, is_microsoft,
+    unix_seconds,
+};
 use crate::secret::Secret;
 
 /// What a refresh is to bring.
@@ -124,9 +127,17 @@ impl Wanted {
         let wanted = refresh_token_query(&self.query, account, self.family_id.as_deref());
         let mut refresh_tokens = cache.find_refresh_tokens(&wanted);
         refresh_tokens.retain(|token| !spent.contains(&token.secret()));
+        // Where a refresh token is for the scopes of its grant (RFC 6749 section 6), one that has those comes
+        // first. Microsoft's are for any.
+        if !is_microsoft(account.environment()) {
+            refresh_tokens.sort_by_key(|token| token.family_id().is_none() && !self.is_granted(token));
+        }
         let Some(first) = refresh_tokens.first().map(RefreshToken::secret) else { return Look::Nothing };
         // Clients of a family may hold one token: the client's own row is the one that it answers for.
         refresh_tokens.retain(|token| token.secret() == first);
+        // What is known of it is known of all its rows: the newest tells when the last sign-in was.
+        let newest = refresh_tokens.iter().max_by_key(|token| token.last_modification_time);
+        let mark = newest.map_or_else(TokenMark::none, TokenMark::of);
         let own = refresh_tokens.iter().position(|token| token.client_id() == self.query.client_id);
         let token = refresh_tokens.swap_remove(own.unwrap_or(0));
         let realm = match &self.query.realm {
@@ -138,13 +149,20 @@ impl Wanted {
         };
         Look::Send(Box::new(Candidate {
             name: LeaseName::of(&token),
-            mark: TokenMark::of(&token),
+            mark,
             environment: token.environment().to_owned(),
             is_own: token.client_id() == self.query.client_id,
             token: Some(token),
             realm,
             knew_owner: true,
         }))
+    }
+
+    /// Whether the grant of a refresh token has the scopes that are wanted.
+    fn is_granted(&self, token: &RefreshToken) -> bool {
+        let standard = ["openid", "profile", "email", "offline_access"];
+        let mut wanted = self.query.scopes.iter().filter(|scope| !standard.contains(&scope.as_str()));
+        wanted.all(|scope| token.scopes().any(|granted| granted == scope))
     }
 
     /// The name of the lease that this would take.
@@ -202,6 +220,30 @@ impl Wanted {
     pub(super) fn is_of_another_user(&self, answer: &TokenResponse, sent: &Candidate) -> bool {
         let owner = self.query.owner.home_account_id.as_deref();
         sent.token.is_none() && owner.is_some_and(|owner| answer.is_about_another(owner))
+    }
+
+    /// How long an access token lives from now on, under whatever scopes the cache has it.
+    pub(super) fn left_of(
+        &self,
+        cache: &TokenCache,
+        token: &Secret,
+        owner: &str,
+        now: SystemTime,
+    ) -> Option<Duration> {
+        let expires_on = cache.expiry_of_access_token(owner, token)?;
+        let now = unix_seconds(self.query.now.unwrap_or(now));
+        Some(Duration::from_secs(u64::try_from(expires_on.saturating_sub(now)).unwrap_or(0)))
+    }
+
+    /// Whether an access token of the cache has expired.
+    pub(super) fn has_expired(
+        &self,
+        cache: &TokenCache,
+        token: &Secret,
+        owner: &str,
+        now: SystemTime,
+    ) -> bool {
+        self.left_of(cache, token, owner, now).is_some_and(|left| left.is_zero())
     }
 
     /// Fills in what an answer need not say.

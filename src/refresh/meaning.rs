@@ -3,9 +3,8 @@
 /// What is to be done about an error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The refresh token is not taken, or may do for another request only.
-    InvalidGrant,
-    /// The user must sign in, or be asked something.
+    /// The user must sign in, or be asked something: the refresh token is not taken, or may do for another
+    /// request only.
     UserIsNeeded,
     /// The same request may succeed later.
     Later,
@@ -15,7 +14,8 @@ pub(super) enum Meaning {
 
 /// The user must be asked, or the session is over: OpenID Connect Core section 3.1.2.6, RFC 9470 section
 /// 3, and what providers add. As in [`plain`], without separators.
-const USER_IS_NEEDED: [&str; 31] = [
+const USER_IS_NEEDED: [&str; 39] = [
+    "invalidgrant",
     "interactionrequired",
     "loginrequired",
     "consentrequired",
@@ -29,6 +29,7 @@ const USER_IS_NEEDED: [&str; 31] = [
     "reauthrequired",
     "reauthenticationrequired",
     "reauthenticationneeded",
+    "reauthneeded",
     "authenticationrequired",
     "passwordchangerequired",
     "passwordexpired",
@@ -50,10 +51,16 @@ const USER_IS_NEEDED: [&str; 31] = [
     "sessionnotfound",
     "sessionexpired",
     "usersessionexpired",
+    "sessionterminated",
+    "sessionrevoked",
+    "invalidsession",
+    "grantrevoked",
+    "userdisabled",
+    "userinactive",
 ];
 
 /// RFC 6749 section 4.1.2.1, RFC 8628 section 3.5, and what providers add.
-const LATER: [&str; 14] = [
+const LATER: [&str; 15] = [
     "temporarilyunavailable",
     "servererror",
     "slowdown",
@@ -66,26 +73,40 @@ const LATER: [&str; 14] = [
     "requesttimeout",
     "timeout",
     "tryagainlater",
+    "tryagain",
     "fatalerror",
     // RFC 9449 section 8: with the nonce that came along the request succeeds.
     "usedpopnonce",
 ];
 
 /// What is in every spelling of "too many requests".
-const TOO_MANY: [&str; 5] = ["ratelimit", "toomanyrequests", "toomanyattempts", "throttl", "quotaexceeded"];
+const TOO_MANY: [&str; 5] = ["ratelimit", "toomany", "throttl", "quotaexceeded", "ratetoohigh"];
 
 /// What an error code means. Case and separators do not count: `RateLimited` is `rate_limited`.
 pub(super) fn of(code: &str) -> Meaning {
     let code = plain(code);
-    if code == "invalidgrant" {
-        Meaning::InvalidGrant
-    } else if LATER.contains(&code.as_str()) || TOO_MANY.iter().any(|part| code.contains(part)) {
+    let is_too_many = TOO_MANY.iter().any(|part| code.contains(part))
+        || code.contains("exceed") && (code.contains("limit") || code.contains("rate"));
+    if LATER.contains(&code.as_str()) || is_too_many {
         Meaning::Later
-    } else if USER_IS_NEEDED.contains(&code.as_str()) || is_about_the_refresh_token(&code) {
+    } else if USER_IS_NEEDED.contains(&code.as_str())
+        || asks_for_the_user(&code)
+        || is_about_the_refresh_token(&code)
+    {
         Meaning::UserIsNeeded
     } else {
         Meaning::RequestIsWrong
     }
+}
+
+/// `device_authentication_required`, `user_registration_required` and the like: not `dpop_proof_required`,
+/// which is about the client.
+fn asks_for_the_user(code: &str) -> bool {
+    let about = ["auth", "consent", "login", "signin", "interaction", "factor", "mfa", "regist", "enrol"];
+    let further = ["password", "verif", "selection", "stepup", "device", "session"];
+    code.ends_with("required")
+        && !code.contains("client")
+        && about.iter().chain(&further).any(|part| code.contains(part))
 }
 
 /// `bad_refresh_token`, `refresh_token_reused`, `invalid_refresh_token` and the like.
@@ -104,9 +125,14 @@ mod tests {
     #[test]
     fn codes_mean_the_same_in_every_spelling() {
         for (codes, meaning) in [
-            (&["invalid_grant", "INVALID_GRANT", "InvalidGrant"][..], Meaning::InvalidGrant),
             (
                 &[
+                    "invalid_grant",
+                    "INVALID_GRANT",
+                    "InvalidGrant",
+                    "device_authentication_required",
+                    "reauth_needed",
+                    "session_terminated",
                     "interaction_required",
                     "login_required",
                     "consent_required",
@@ -119,7 +145,7 @@ mod tests {
                     "RefreshTokenExpired",
                     "token_revoked",
                     "invalid_rapt",
-                ],
+                ][..],
                 Meaning::UserIsNeeded,
             ),
             (
@@ -136,7 +162,13 @@ mod tests {
                     "too_many_requests",
                     "request_throttled",
                     "use_dpop_nonce",
-                ],
+                    "RequestLimitExceeded",
+                    "LimitExceededException",
+                    "rate_exceeded",
+                    "too_many_logins",
+                    "request_rate_too_high",
+                    "try_again",
+                ][..],
                 Meaning::Later,
             ),
             (
@@ -149,8 +181,10 @@ mod tests {
                     "access_denied",
                     "unsupported_grant_type",
                     "missing_refresh_token",
+                    "dpop_proof_required",
+                    "client_authentication_required",
                     "E0000011",
-                ],
+                ][..],
                 Meaning::RequestIsWrong,
             ),
         ] {

@@ -45,6 +45,7 @@ mod request;
 mod single_flight;
 mod source;
 mod status;
+mod step;
 #[cfg(feature = "tokio")]
 mod tokio;
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::{AccessTokenQuery, Account, RefreshToken, RefreshTokenQuery, TokenCache};
+use crate::cache::{AccessToken, AccessTokenQuery, Account, RefreshToken, RefreshTokenQuery, TokenCache};
 
 /// Names a refresh token without its secret: by its environment, its account, and its family or else
 /// its client. 32 hexadecimal digits, for a file name.
@@ -72,9 +72,14 @@ impl TokenMark {
     /// Whether what is known of this token is known of `other`: of the same one, or of an older one in the same
     /// row. Somebody may see that while a newer one is not saved yet.
     pub(super) fn covers(&self, other: &Self) -> bool {
+        self == other || self.is_of_row(other) && self.is_as_late_as(other)
+    }
+
+    /// Whether a token was in the cache already when this one was: of whatever row, no sign-in has come between.
+    pub(super) fn is_as_late_as(&self, other: &Self) -> bool {
         let time = |mark: &Self| mark.0.split_once('.').and_then(|(time, _)| time.parse::<i64>().ok());
         let is_older = || Some(time(other)? <= time(self)?);
-        self == other || self.is_of_row(other) && is_older().unwrap_or(false)
+        self == other || is_older().unwrap_or(false)
     }
 
     /// Whether it is of the same row, at whatever time.
@@ -90,6 +95,9 @@ pub(super) struct FlightKey {
     pub(super) request: RequestId,
     pub(super) needs_refresh_token: bool,
     pub(super) tries_now: bool,
+    /// The access token that is to be replaced, by its digest: who has a use for it does not wait for one who
+    /// has not.
+    pub(super) replaces: Option<String>,
 }
 
 /// Names what is asked for: whoever asks for the same takes the same flight.
@@ -148,6 +156,11 @@ pub(super) fn lease_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> Leas
     }
     let RefreshTokenQuery { account, client_id, family_id } = wanted;
     LeaseName::new(account.environment(), account.home_account_id(), family_id.as_deref(), client_id)
+}
+
+/// Names an access token, within this process.
+pub(super) fn access_token_name(token: &AccessToken) -> String {
+    digest(["tokenseal access token 1", token.expose()].map(str::as_bytes))
 }
 
 /// Half of a SHA-256 over the parts, each with its length before it.

@@ -17,90 +17,22 @@ use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Cause, Reason, RefreshFailure, Rejection};
 use super::held::Held;
 use super::look::{Candidate, Look, Wanted};
-use super::names::{LeaseName, TokenMark};
+use super::names::TokenMark;
 use super::pending::overlaid;
 use super::refusal::Verdict;
 use super::request::{Acquired, Origin};
+use super::step::{Called, Leftover, Outcome, Read, Step};
 use crate::cache::{
     AccessToken, CacheError, ErrorResponse, RefreshToken, TokenCache, TokenResponse, token_endpoint_of,
 };
-use crate::persisted::Error;
 use crate::secret::Secret;
-
-/// What a driver is to do next, and what it is to tell the plan then.
-#[derive(Debug)]
-pub(super) enum Step {
-    /// Remove this access token from the cache: [`Plan::forgotten`].
-    Forget(Box<AccessToken>),
-    /// Read the cache: [`Plan::read`], or [`Plan::unreadable`].
-    Read(Read),
-    /// Give back the lease that is held, if any, and take this one: [`Plan::leased`], or
-    /// [`Plan::not_leased`].
-    Lease {
-        name: LeaseName,
-        /// Whether it is worth waiting for.
-        waits: bool,
-    },
-    /// Make this call, and note beside the lease that it is in use: [`Plan::answered`], or
-    /// [`Plan::give_up`].
-    Call(Box<Call>),
-    /// Save what is pending: [`Plan::saved`].
-    Save,
-    /// Tell all who wait. The plan has ended.
-    Finish(Outcome),
-}
-
-/// Which state of the cache to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Read {
-    /// The newest.
-    Newest,
-    /// What is in memory, however old.
-    InMemory,
-    /// The newest, or what is in memory if that cannot be read.
-    NewestOrInMemory,
-    /// The newest, if it is in memory.
-    IfCurrent,
-}
-
-/// How a plan ended.
-#[derive(Debug, Clone)]
-pub(super) enum Outcome {
-    Acquired(Acquired),
-    /// An early refresh was not tried, because somebody else has the lease.
-    Busy,
-    /// `leftover` is the best token there is, valid or within its extended lifetime.
-    Failed {
-        error: AcquireError,
-        leftover: Option<Leftover>,
-    },
-}
-
-/// A token to serve when there is no better one.
-#[derive(Debug, Clone)]
-pub(super) struct Leftover {
-    pub(super) token: AccessToken,
-    /// Why it may not be saved.
-    pub(super) save_failure: Option<Arc<Error>>,
-}
-
-/// What came of a call.
-#[derive(Debug)]
-pub(super) enum Called {
-    Answered(Result<Box<TokenResponse>, RefreshFailure>),
-    /// It was given up at its deadline.
-    #[cfg(feature = "tokio")]
-    TimedOut,
-    /// It never answered, and never will.
-    Lost(&'static str),
-}
 
 /// How long after an early refresh that was in vain the next one is tried, unless the server says.
 const EARLY_PAUSE: Duration = Duration::from_secs(1);
 
 const SEVERAL_REALMS: &str =
     "the account has tokens of several realms: name one with `AccessTokenQuery::realm`";
-const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
+pub(super) const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
                                account from `accounts`, or name it with `Account::with_issuer`";
 
 /// One way to a token, from the first look to what all who wait are told.
@@ -151,7 +83,7 @@ enum State {
     Saving(After),
     /// What the cache has of the answer.
     Judging(Box<Answer>),
-    /// Which refresh token would be sent next, which a failure is remembered of.
+    /// What became of the refresh token that came with an error, which the failure is remembered of.
     Failing(Box<Failed>),
     /// Which token may be served instead.
     FallingBack(AcquireError),
@@ -184,6 +116,8 @@ struct Answer {
 struct Failed {
     reason: Reason,
     sent: Candidate,
+    /// What came with it: a refresh token.
+    came: Option<Arc<TokenResponse>>,
 }
 
 impl Plan {
@@ -301,7 +235,12 @@ impl Plan {
             (State::Checking(answer), Some(held)) => self.check(*answer, cache, held, now),
             (State::Judging(answer), Some(held)) => self.judge(*answer, cache, held, now),
             (State::Failing(failed), Some(held)) => {
-                let mark = self.sent_next(cache, now).unwrap_or_else(|| failed.sent.mark.clone());
+                let came =
+                    failed.came.as_ref().and_then(|came| self.wanted.mark_after(&failed.sent, came, cache));
+                if let Some(mark) = &came {
+                    held.rotated(&failed.sent.mark, mark);
+                }
+                let mark = came.unwrap_or_else(|| failed.sent.mark.clone());
                 self.failed(*failed, &mark, held, now)
             }
             (State::FallingBack(error), held) => {
@@ -390,16 +329,13 @@ impl Plan {
                 Reason::Transient { retry_after: None, cause: Cause(Arc::from(Box::from(why))) }
             }
         };
-        self.fail(Failed { reason, sent })
+        // Of the token that was sent: somebody may have signed in meanwhile, and that one is not refused.
+        let mark = sent.mark.clone();
+        self.failed(Failed { reason, sent, came: None }, &mark, held, now)
     }
 
-    fn fail(&mut self, failed: Failed) -> Step {
-        self.state = State::Failing(Box::new(failed));
-        Step::Read(Read::Newest)
-    }
-
-    /// Remembers why a call brought no tokens, of the token that would be sent next: the same one, or one
-    /// that came with the error.
+    /// Remembers why a call brought no tokens, of this refresh token: the one that was sent, or one that came
+    /// in its place with the error.
     fn failed(&mut self, failed: Failed, mark: &TokenMark, held: &mut Held, now: SystemTime) -> Step {
         let request = &self.wanted.request;
         match failed.reason {
@@ -504,12 +440,14 @@ impl Plan {
         // Whatever refresh token is in it is the one that works from now on.
         let Answer { response, sent, failure, .. } = answer;
         let reason = failure.unwrap_or(Reason::Unexplained { status: 200, retry_after: None });
-        let failed = Failed { reason, sent };
         let rest = response.refresh_token_only().filter(|rest| cache.fork().add(rest).is_ok());
-        let rest = rest.filter(|_| failed.sent.token.is_some() && !self.has(Fault::DropsTokensOfErrors));
-        let Some(rest) = rest else { return self.fail(failed) };
-        held.pending.renew(Arc::new(rest));
-        self.state = State::Saving(After::Fail(Box::new(failed)));
+        let rest = rest.filter(|_| sent.token.is_some() && !self.has(Fault::DropsTokensOfErrors));
+        let Some(rest) = rest.map(Arc::new) else {
+            let mark = sent.mark.clone();
+            return self.failed(Failed { reason, sent, came: None }, &mark, held, now);
+        };
+        held.pending.renew(Arc::clone(&rest));
+        self.state = State::Saving(After::Fail(Box::new(Failed { reason, sent, came: Some(rest) })));
         Step::Save
     }
 
@@ -529,7 +467,10 @@ impl Plan {
                 // If the cache cannot be read, nothing was saved, and what the server has just given is good.
                 Step::Read(Read::NewestOrInMemory)
             }
-            State::Saving(After::Fail(failed)) => self.fail(*failed),
+            State::Saving(After::Fail(failed)) => {
+                self.state = State::Failing(failed);
+                Step::Read(Read::NewestOrInMemory)
+            }
             State::Saving(After::LookAgain) => self.look_again(),
             state => unreachable!("nothing was to be saved in {state:?}"),
         }
@@ -538,11 +479,13 @@ impl Plan {
     /// What the answer means, as the cache has it.
     fn judge(&mut self, answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
         let Answer { response, sent, access_token, known_until, has_expired, .. } = answer;
-        if let Some(mark) = self.wanted.mark_after(&sent, &response, cache)
+        let mark = self.wanted.mark_after(&sent, &response, cache);
+        if let Some(mark) = &mark
             && !self.has(Fault::ForgetsRefusalsOfRotatedTokens)
         {
-            held.rotated(&sent.mark, &mark);
+            held.rotated(&sent.mark, mark);
         }
+        let mark = mark.unwrap_or_else(|| sent.mark.clone());
         let is_ours = match sent.token {
             Some(_) => cache.awaits(&response),
             None => !sent.knew_owner || self.wanted.knows_owner(cache),
@@ -555,6 +498,10 @@ impl Plan {
             (None, _) => Verdict::NoAccessToken,
             (Some(_), _) if has_expired => Verdict::Expired,
             (Some(token), _) if self.wanted.is_refused(token) => Verdict::SameToken,
+            // It expired while the call lasted, or while the machine slept.
+            (Some(token), None) if self.wanted.has_expired(cache, token, sent.owner(), now) => {
+                Verdict::Expired
+            }
             (Some(_), None) => Verdict::NotGranted(response.granted().unwrap_or_else(|| sent.scopes())),
             // The same token once more is of use only if it lasts longer now.
             (Some(_), Some(came)) if came.is_no_better_than(known_until) => Verdict::SameToken,
@@ -565,17 +512,12 @@ impl Plan {
         };
         // The same request would only bring the same again.
         held.answered();
-        let mark = self.sent_next(cache, now).unwrap_or(sent.mark);
-        let left = held.refused(&self.wanted.request, &mark, verdict.clone(), None, now);
+        // Once the same token has expired, the server has another.
+        let is_same = matches!(verdict, Verdict::SameToken);
+        let until = access_token.as_ref().filter(|_| is_same);
+        let until = until.and_then(|token| self.wanted.left_of(cache, token, sent.owner(), now));
+        let left = held.refused(&self.wanted.request, &mark, verdict.clone(), until, now);
         self.give_up(verdict.into_error(left))
-    }
-
-    /// The refresh token that would be sent next.
-    fn sent_next(&self, cache: &TokenCache, now: SystemTime) -> Option<TokenMark> {
-        match self.wanted.look(cache, &self.spent, now) {
-            Look::Send(next) => Some(next.mark),
-            _ => None,
-        }
     }
 }
 

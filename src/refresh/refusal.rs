@@ -68,7 +68,8 @@ impl Refusal {
             (Verdict::OtherUser, _) => UNTIL_SIGN_IN,
             (Verdict::Unexplained(_), Some(asked)) => asked.clamp(FIRST, LONGEST_OBEYED),
             (Verdict::Unexplained(_), None) => back_off::with_jitter(doubled(FIRST, LONGEST)),
-            _ => doubled(FIRST_REFUSAL, LONGEST_REFUSAL),
+            (_, Some(most)) => doubled(FIRST_REFUSAL, LONGEST_REFUSAL).min(most.max(FIRST)),
+            (_, None) => doubled(FIRST_REFUSAL, LONGEST_REFUSAL),
         };
         let until = now.saturating_add(milliseconds(wait));
         Self { at: now, until, times, request: request.as_str().to_owned(), mark: mark.clone(), verdict }

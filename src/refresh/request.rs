@@ -1,5 +1,6 @@
 //! What to acquire and on what terms, and what was acquired.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 ///     .allow_extended_lifetime(true);
 /// # let _ = request;
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 #[must_use]
 pub struct AcquireRequest<'a> {
     pub(super) query: &'a AccessTokenQuery,
@@ -116,6 +117,22 @@ impl<'a> AcquireRequest<'a> {
     pub fn allow_extended_lifetime(mut self, allow: bool) -> Self {
         self.allows_extended_lifetime = allow;
         self
+    }
+}
+
+impl fmt::Debug for AcquireRequest<'_> {
+    /// Claims may be about a user, and a URL may carry credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcquireRequest")
+            .field("query", &self.query)
+            .field("family_id", &self.family_id)
+            .field("refused", &self.refused)
+            .field("wait_timeout", &self.wait_timeout)
+            .field("call_timeout", &self.call_timeout)
+            .field("allows_extended_lifetime", &self.allows_extended_lifetime)
+            .field("has_claims", &self.claims.is_some())
+            .field("tries_now", &self.tries_now)
+            .finish_non_exhaustive()
     }
 }
 

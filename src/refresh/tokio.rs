@@ -16,10 +16,10 @@ use super::caller::{Caller, Step};
 use super::driver::{Driver, Next};
 use super::lease::Home;
 use super::names::{LeaseName, lease_name};
-use super::plan::{Called, Outcome};
 use super::registry::Registry;
 use super::single_flight::{Flight, Patience, Waited, Waiting};
 use super::source::Source;
+use super::step::{Called, Outcome};
 use super::{
     AcquireError, AcquireRequest, Acquired, RefreshCall, RefreshFailure, RefreshGuard, SharedTokenCache,
     for_application,

@@ -1,4 +1,4 @@
-//! Every figure that the README promises, with its bar, in one run.
+//! Every figure that docs/figures.md promises, with its bar, in one run.
 //!
 //!     cargo bench --bench bars
 //!

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::process::Process;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// As good as for ever.
+/// Effectively forever.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// When a wait that begins now and takes `within` at the most is over.

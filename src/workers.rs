@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::deadline;
 use crate::process::{PerProcess, Process};
 
-/// How many threads there are at the most.
+/// How many threads there are of each sort at the most.
 const MOST_THREADS: usize = 4;
 
 /// How long a thread waits for work before it ends.
@@ -41,6 +41,9 @@ struct State {
 
 static WORKERS: PerProcess<Workers> = PerProcess::new(|_parent| Workers::default());
 
+/// Those that save what a call brought, which no work that hangs may keep them from.
+static SAVERS: PerProcess<Workers> = PerProcess::new(|_parent| Workers::default());
+
 /// Does `work` on a thread, as soon as one is free. It is under way when this returns, whatever becomes of the
 /// caller.
 ///
@@ -48,6 +51,14 @@ static WORKERS: PerProcess<Workers> = PerProcess::new(|_parent| Workers::default
 /// If no thread could be started, and there is none.
 pub(crate) fn run(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     WORKERS.get().add(|state| state.ready.push_back(Box::new(work)))
+}
+
+/// As [`run`], for what a call brought: a rotated refresh token is lost if the process ends before it is saved.
+///
+/// # Errors
+/// If no thread could be started, and there is none.
+pub(crate) fn run_after_call(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    SAVERS.get().add(|state| state.ready.push_back(Box::new(work)))
 }
 
 /// As [`run`], at a point in time, unless the timer is dropped before.
@@ -170,6 +181,23 @@ mod tests {
         assert!(results.iter().map(|(number, _)| *number).eq(0..1_000));
         let threads: std::collections::HashSet<_> = results.iter().map(|(_, thread)| *thread).collect();
         assert!(threads.len() <= MOST_THREADS);
+    }
+
+    #[test]
+    fn what_a_call_brought_is_not_kept_waiting_by_work_that_hangs() {
+        let (release, released) = mpsc::channel::<()>();
+        let released = std::sync::Arc::new(Mutex::new(released));
+        for _ in 0..2 * MOST_THREADS {
+            let released = std::sync::Arc::clone(&released);
+            let hang = move || {
+                let _ = released.lock().unwrap().recv_timeout(LONG);
+            };
+            run(hang).unwrap();
+        }
+        let (done, saved) = mpsc::channel();
+        run_after_call(move || done.send(()).unwrap()).unwrap();
+        saved.recv_timeout(Duration::from_secs(5)).unwrap();
+        drop(release);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub enum CacheError {
         offset: usize,
     },
 
-    /// The token response is no JSON object.
+    /// The token response is not a JSON object.
     #[error("the token response is no JSON object (noticed at byte {offset}); nothing was added")]
     #[non_exhaustive]
     MalformedResponse {
@@ -68,7 +68,7 @@ pub enum CacheError {
         how: &'static str,
     },
 
-    /// The token endpoint is no URL from which an environment and a realm can be derived.
+    /// The token endpoint is not a URL from which an environment and a realm can be derived.
     #[error(
         "the token endpoint {reason}; give an https URL with a path (plain http is taken for \
          loopback only), or name both the environment and the realm"
@@ -87,7 +87,7 @@ pub enum CacheError {
     )]
     NoAccount,
 
-    /// A section of the cache is no JSON object, and a row put there would replace what it is.
+    /// A section of the cache is not a JSON object, and a row put there would replace what it is.
     #[error(
         "the cache's {section} section is no JSON object, and adding to it would lose what is \
          there; clear the cache, or repair it"

@@ -12,7 +12,7 @@ pub(crate) fn unquoted(raw: &str) -> Option<&str> {
     raw.strip_prefix('"')?.strip_suffix('"')
 }
 
-/// The text of a raw JSON string; `None` if `raw` is no string, or not one that UTF-8 can hold
+/// The text of a raw JSON string; `None` if `raw` is not a string, or not one that UTF-8 can hold
 /// (half of a surrogate pair).
 ///
 /// Only a string with escapes is copied. Never call this for a secret: see [`decode_secret`].

@@ -121,7 +121,7 @@ impl Serialized {
         &self.json
     }
 
-    /// Gives out the JSON.
+    /// Consumes `self`, returning the JSON.
     pub fn into_json(self) -> SecretBytes {
         self.json
     }

@@ -70,7 +70,7 @@ impl TokenResponse {
     /// hand over a `Vec<u8>` or `String` rather than a slice, or a copy stays with you.
     ///
     /// # Errors
-    /// [`CacheError::MalformedResponse`] if it is no JSON object.
+    /// [`CacheError::MalformedResponse`] if it is not a JSON object.
     pub fn from_json(body: impl Into<SecretBytes>) -> Result<Self, CacheError> {
         Ok(Self {
             body: Body::parse(body.into())?,

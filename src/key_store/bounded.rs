@@ -70,7 +70,7 @@ impl BoundedKeyStore {
         if self.lane().is_overdue() { within.min(WHILE_STUCK) } else { within }
     }
 
-    /// Meets prompts, before any lock is taken.
+    /// Does any interactive work, such as an unlock prompt, before a lock is taken.
     pub(crate) fn prepare(&self, within: Duration) -> Result<(), KeyStoreError> {
         self.call(within, |store| store.prepare())
     }

@@ -127,7 +127,7 @@ impl PersistedTokenCacheBuilder {
     }
 
     /// Sets a file that cannot be read aside, under a name that tells so, and opens an empty cache
-    /// under a new key. The old key is left where it is. Gives the path of what was set aside, if
+    /// under a new key. The old key is left where it is. Returns the path of what was set aside, if
     /// there was a file.
     ///
     /// # Errors

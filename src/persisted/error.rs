@@ -82,7 +82,7 @@ pub enum Error {
         source: CacheError,
     },
 
-    /// The key cannot be had.
+    /// The key is not available.
     #[error(transparent)]
     KeyStore(#[from] KeyStoreError),
 
@@ -117,7 +117,7 @@ impl Error {
         matches!(self, Self::KeyStore(error) if error.is_unavailable())
     }
 
-    /// Whether the key store answered, and has not the key that sealed the file: its entry is gone,
+    /// Whether the key store answered, and does not have the key that sealed the file: its entry is gone,
     /// damaged or exchanged. Only a restored keyring opens the file again.
     pub fn is_key_lost(&self) -> bool {
         match self {

@@ -95,7 +95,7 @@ impl PersistedTokenCache {
         Self::builder(application).open()
     }
 
-    /// Says how to open a cache of an application. The names of the application and the cache are
+    /// Returns a builder for a cache of an application. The names of the application and the cache are
     /// authenticated: a file sealed for one never opens as another.
     pub fn builder(application: impl Into<String>) -> PersistedTokenCacheBuilder {
         PersistedTokenCacheBuilder::new(application.into())
@@ -267,7 +267,7 @@ impl PersistedTokenCache {
     }
 
     /// Sets the file aside, under a name that tells so, and goes on with an empty cache under a new
-    /// key. The old key is left where it is. Gives the path of what was set aside, if there was a
+    /// key. The old key is left where it is. Returns the path of what was set aside, if there was a
     /// file.
     ///
     /// # Errors

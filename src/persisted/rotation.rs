@@ -85,7 +85,7 @@ impl<T> Updated<T> {
         &self.value
     }
 
-    /// Gives out what the change returned.
+    /// Consumes `self`, returning what the change returned.
     pub fn into_value(self) -> T {
         self.value
     }
@@ -231,7 +231,7 @@ impl Inner {
         refusal: Option<KeyStoreError>,
     ) -> Result<(State, Rotation), Error> {
         let refusal = refusal.or_else(|| self.keys.read_only());
-        // A store that has not the old key is not the one that this file's keys live in: a keyring that
+        // A store that does not have the old key is not the one that this file's keys live in: a keyring that
         // was replaced, a volume that is not mounted. A new key made there would be lost with it. And
         // where old keys cannot be deleted, more of them would only pile up.
         let old_key =

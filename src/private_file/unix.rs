@@ -22,7 +22,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     refuse_links(OpenOptions::new().read(true)).open(path)
 }
 
-/// Nobody can be in the way here.
+/// Opening never contends on Unix.
 pub(super) fn open_once(path: &Path) -> io::Result<File> {
     open(path)
 }

@@ -283,7 +283,7 @@ impl Request {
     }
 }
 
-/// Whether a body is a form: so it says, or it is no JSON and has the members of one.
+/// Whether a body is a form: so it says, or it is not JSON and has the members of one.
 fn is_form(content_type: Option<&str>, body: &SecretBytes) -> bool {
     let media_type = content_type.and_then(|named| named.split(';').next()).unwrap_or_default().trim();
     if media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {

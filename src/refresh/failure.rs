@@ -174,7 +174,7 @@ impl RefreshFailure {
 }
 
 impl From<CacheError> for RefreshFailure {
-    /// An answer that is no token response: a proxy's page, say, or an error with a status of success.
+    /// An answer that is not a token response: a proxy's page, say, or an error with a status of success.
     fn from(error: CacheError) -> Self {
         match error {
             CacheError::ErrorResponse { error } => {

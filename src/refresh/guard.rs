@@ -24,7 +24,7 @@ use crate::persisted::Error;
 /// It belongs to nobody in particular: it can be kept in a struct, sent to another thread and dropped
 /// there. A killed process lets go of it.
 ///
-/// A guard is not to be had while a failure that others met holds everybody up.
+/// A guard is not available while a back-off holds everybody up.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -135,10 +135,11 @@ impl RefreshGuard {
     /// if the account has tokens of several.
     ///
     /// # Errors
-    /// [`AcquireError`] if the response is no token response, or an error in spite of its status: that is
+    /// [`AcquireError`] if the response is not a token response, or an error in spite of its status: that is
     /// remembered, as [`rejected`](Self::rejected) does, and a refresh token that it holds is saved all the
-    /// same. [`AcquireError::SignInRequired`] if it is another user's; nothing of it is kept. [`AcquireError::NotSaved`] if the disk did
-    /// not take it: it is kept in memory and saved later, and nobody sends the old token meanwhile.
+    /// same. [`AcquireError::SignInRequired`] if it is another user's; nothing of it is kept.
+    /// [`AcquireError::NotSaved`] if the disk did not take it: it is kept in memory and saved later, and
+    /// nobody sends the old token meanwhile.
     pub fn save(&mut self, response: TokenResponse) -> Result<Added, AcquireError> {
         self.lease.check_process()?;
         let mut answer = response;

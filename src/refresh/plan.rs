@@ -433,7 +433,7 @@ impl Plan {
                     held.refused(&self.wanted.request, mark, Verdict::OtherUser, None, now);
                     return self.try_another(SignInReason::OtherUser, answer.sent);
                 }
-                // The server said yes, and what it sent is no token response.
+                // The server said yes, and what it sent is not a token response.
                 Err(error) => answer.failure = Some(RefreshFailure::transient(error).0),
             }
         }

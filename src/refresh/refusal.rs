@@ -12,7 +12,7 @@ use super::names::{RequestId, TokenMark};
 const FIRST_REFUSAL: Duration = Duration::from_secs(2 * 60);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(60 * 60);
 
-/// As good as until the next sign-in.
+/// Effectively until the next sign-in.
 const UNTIL_SIGN_IN: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// An answer to one request, which need not be asked for again until a point in time.

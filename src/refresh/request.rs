@@ -201,7 +201,7 @@ impl Acquired {
         &self.token
     }
 
-    /// Gives out the access token.
+    /// Consumes `self`, returning the access token.
     pub fn into_token(self) -> AccessToken {
         self.token
     }

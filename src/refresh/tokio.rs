@@ -437,7 +437,8 @@ where
 {
     fn answered(&self, called: Called) {
         let Some(refresh) = take(&self.slot) else { return };
-        let _ = on_a_worker(refresh, move |mut refresh| {
+        let _ = workers::run_after_call(move || {
+            let mut refresh = refresh;
             let next = refresh.driver.answered(called);
             refresh.go_on(next);
         });

@@ -109,7 +109,7 @@ pub(crate) enum Lookup<'a> {
     Username(&'a str),
 }
 
-/// Why a text is no unified cache.
+/// Why a text is not a unified cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     NotUtf8,

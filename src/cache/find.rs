@@ -279,6 +279,10 @@ impl TokenCache {
     }
 
     fn are_several(&self, kinds: &[Kind], home_account_id: &str, environment: Option<&str>) -> bool {
+        // Few caches name issuers, and no find in the others reads a row more for them.
+        if !self.rows.name_issuers() {
+            return false;
+        }
         let mut issuers = Issuers::default();
         for &kind in kinds {
             for row in self.rows.candidates(Lookup::Owner(kind, home_account_id)) {

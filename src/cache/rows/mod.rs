@@ -152,6 +152,8 @@ pub(crate) struct Rows {
     slots: Option<Index>,
     /// The credentials of users by client and realm: made by the first lookup that meets a user with many.
     by_realm: OnceLock<Index>,
+    /// Whether a row was ever kept that names its issuer.
+    name_issuers: bool,
     dead_rows: usize,
 }
 
@@ -221,6 +223,7 @@ impl Rows {
                 let secret = fields.secret_place(&text[value.start..value.end]);
                 let shape = Shape { secret, has_escapes: scanner.take_has_escapes() };
                 let row = self.push_row(number, Row::new(segment, key, value, shape));
+                self.name_issuers |= fields.text(Field::Issuer).is_some();
                 for hash in self.hashes(kind, &fields).into_iter().flatten() {
                     self.index.insert(hash, row);
                 }
@@ -314,6 +317,11 @@ impl Rows {
         sections.flat_map(|s| s.rows.iter().copied()).filter(|&row| self.rows[row as usize].live)
     }
 
+    /// Whether any row may name its issuer. Where none does, no account has several.
+    pub(crate) fn name_issuers(&self) -> bool {
+        self.name_issuers
+    }
+
     /// Whether there is neither a row nor a member of any other kind.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.iter().all(|row| !row.live)
@@ -389,7 +397,9 @@ impl Rows {
         assert!(u32::try_from(text.text.len()).is_ok(), "a row is shorter than 4 GiB");
         let key = Span { start: 0, end: text.key_len };
         let value = Span { start: text.key_len + 1, end: text.text.len() };
-        let secret = Fields::read(text.value()).secret_place(text.value());
+        let fields = Fields::read(text.value());
+        self.name_issuers |= fields.text(Field::Issuer).is_some();
+        let secret = fields.secret_place(text.value());
         let has_escapes = text.value().contains('\\');
         let text = String::from_utf8(text.text.into_vec()).expect("rows are made of text");
         Row::new(self.texts.push(text), key, value, Shape { secret, has_escapes })

@@ -276,3 +276,42 @@ fn a_hundred_refreshes_behind_a_hung_keyring_leave_one_thread() {
         assert_eq!(cache.accounts().unwrap().len(), 99);
     });
 }
+
+/// The same for tasks: nobody waits longer than its own deadline, and a few threads are all that hangs.
+#[cfg(feature = "tokio")]
+#[test]
+fn a_hundred_asynchronous_refreshes_behind_a_hung_keyring_leave_a_few_threads() {
+    alone("a_hundred_asynchronous_refreshes_behind_a_hung_keyring_leave_a_few_threads", || {
+        let (bench, keys) = (Bench::new(), Arc::new(Hanging::default()));
+        let cache = bench.builder_with(keys.clone()).key_timeout(Duration::from_secs(30)).open().unwrap();
+        for number in 0..100 {
+            let user = format!("user-{number}");
+            cache.add(&response(&user, "read").expires_on(std::time::SystemTime::UNIX_EPOCH)).unwrap();
+        }
+        let other = bench.builder_with(keys.clone()).open().unwrap();
+        other.remove_account(&account("user-99")).unwrap();
+        keys.hangs.store(true, Ordering::SeqCst);
+        let before = used();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let acquire = |number: usize| {
+                let cache = cache.clone();
+                tokio::spawn(async move {
+                    let wanted = common::wanted(&format!("user-{number}"), "read");
+                    let request = AcquireRequest::new(&wanted).wait_timeout(SHORT);
+                    cache.acquire_async(request, async |_| panic!("no call was to be made")).await
+                })
+            };
+            let tasks: Vec<_> = (0..100).map(acquire).collect();
+            let started = Instant::now();
+            for task in tasks {
+                assert!(task.await.unwrap().unwrap_err().is_transient());
+            }
+            assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        });
+        drop(runtime);
+        wait_until_used((before.0 + 10, before.1 + 1));
+        keys.hangs.store(false, Ordering::SeqCst);
+        assert_eq!(cache.accounts().unwrap().len(), 99);
+    });
+}

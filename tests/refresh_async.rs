@@ -169,6 +169,25 @@ fn a_runtime_that_is_shut_down_takes_its_call_with_it_and_nobody_hangs() {
     assert_eq!(acquired.token().expose(), "renewed-1");
 }
 
+/// The save begins in the poll that gets the answer: whatever becomes of the runtime, it is done.
+#[test]
+fn what_came_is_saved_although_its_runtime_is_shut_down() {
+    let (bench, provider) = (Bench::new(), Rotating::new());
+    let cache = bench.open();
+    sign_in_expired(&cache);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let (acquiring, call) = (cache.clone(), call(&provider));
+        tokio::spawn(async move { acquiring.acquire_async(&wanted("read"), call).await });
+        while provider.calls() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    drop(runtime);
+    cache.settle(Duration::from_secs(10)).unwrap();
+    assert_eq!(bench.open().read(refresh_tokens).unwrap(), ["rotated-1"]);
+}
+
 #[tokio::test]
 async fn guards_are_waited_for_and_given_back() {
     let bench = Bench::new();

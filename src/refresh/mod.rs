@@ -21,6 +21,8 @@
 //!
 //! The lock on the cache file is taken for the save only, never across the call.
 
+#[cfg(feature = "tokio")]
+mod asynchronous;
 mod back_off;
 mod blocking;
 mod call;

@@ -535,5 +535,4 @@ pub(super) fn early_pause(outcome: &Outcome) -> Option<(Duration, Option<Acquire
 }
 
 #[cfg(test)]
-#[path = "walk.rs"]
 mod walk;

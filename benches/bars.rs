@@ -20,7 +20,8 @@ use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 use aes_gcm::{Aes256Gcm, Nonce};
 use tokenseal::seal::{self, Context, SealingKey};
 use tokenseal::{
-    AccessTokenQuery, AccountQuery, RefreshFailure, RefreshTokenQuery, TokenCache, TokenResponse,
+    AccessTokenQuery, RefreshTokenQuery, TokenCache, TokenResponse, cache::AccountQuery,
+    refresh::RefreshFailure,
 };
 
 fn main() {
@@ -98,7 +99,7 @@ fn lookups() {
         if accounts < 10_000 {
             continue;
         }
-        let missing = AccessTokenQuery::new(data::CLIENT).account(&data::account(accounts + 1));
+        let missing = AccessTokenQuery::for_account(data::CLIENT, &data::account(accounts + 1));
         let refresh = RefreshTokenQuery::new(data::CLIENT, &data::account(accounts / 2));
         let named = AccountQuery::new().username(data::username(accounts / 2));
         cache
@@ -229,7 +230,7 @@ fn updating() {
                     tokens.access_tokens().find(|token| token.scopes().any(|own| own == scope)).unwrap();
                 Ok::<_, tokenseal::Error>(tokens.remove_access_token(&token))
             };
-            cache.update(last).unwrap();
+            cache.try_update(last).unwrap();
         }
         let (bare, update) = (median(figures.0), median(figures.1));
         row(
@@ -343,9 +344,11 @@ fn child(task: &str, base: &Path) {
         worst = worst.max(started.elapsed().as_secs_f64());
         if task == "mixed" {
             for read in 0..3_u64 {
-                let wanted = AccessTokenQuery::new(data::CLIENT)
-                    .account(&tokenseal::Account::new("user", "idp.example"))
-                    .scopes([scope.as_str()]);
+                let wanted = AccessTokenQuery::for_account(
+                    data::CLIENT,
+                    &tokenseal::Account::new("user", "idp.example"),
+                )
+                .scopes([scope.as_str()]);
                 errors += usize::from(!matches!(cache.find_access_token(&wanted), Ok(Some(_))));
                 let nanoseconds = u64::from(Instant::now().duration_since(started).subsec_nanos());
                 std::thread::sleep(Duration::from_millis((nanoseconds + read) % 11));

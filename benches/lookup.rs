@@ -6,7 +6,7 @@ mod data;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
-use tokenseal::{AccessTokenQuery, AccountQuery, RefreshTokenQuery};
+use tokenseal::{AccessTokenQuery, RefreshTokenQuery, cache::AccountQuery};
 
 fn lookups(criterion: &mut Criterion) {
     for accounts in [1, 100, 1_000, 10_000] {
@@ -30,7 +30,7 @@ fn lookups(criterion: &mut Criterion) {
                 group.bench_function(BenchmarkId::new("find_access_token", accounts), |b| {
                     b.iter(|| tokens.find_access_token(black_box(&wanted)).unwrap());
                 });
-                let missing = AccessTokenQuery::new(data::CLIENT).account(&data::account(accounts + 1));
+                let missing = AccessTokenQuery::for_account(data::CLIENT, &data::account(accounts + 1));
                 group.bench_function(BenchmarkId::new("miss", accounts), |b| {
                     b.iter(|| tokens.find_access_token(black_box(&missing)).is_none());
                 });

@@ -14,7 +14,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use tokenseal::{PersistedTokenCache, SecretBytes, TokenCache};
+use tokenseal::{PersistedTokenCache, TokenCache, seal::SecretBytes};
 
 const SIZE_LIMIT: u64 = 256 * 1024 * 1024;
 
@@ -67,7 +67,7 @@ fn import() -> Result<(), Box<dyn Error>> {
         support::open(&arguments.name, builder)
     };
     let cache = open()?;
-    cache.update(|tokens| {
+    cache.try_update(|tokens| {
         let held = tokens.access_tokens().count() + tokens.refresh_tokens().count() + tokens.accounts().len();
         if held > 0 && !arguments.replace {
             return Err(tokenseal::Error::aborted(

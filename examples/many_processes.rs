@@ -15,7 +15,8 @@ use std::time::Instant;
 
 use support::identity_provider;
 use tokenseal::{
-    AccessTokenQuery, Account, Origin, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse,
+    AccessTokenQuery, Account, PersistedTokenCache, TokenResponse,
+    refresh::{RefreshCall, RefreshFailure, TokenSource},
 };
 
 const APPLICATION: &str = "tokenseal-many-processes-example";
@@ -72,7 +73,7 @@ fn storm(processes: usize) -> Result<(), Box<dyn Error>> {
 /// What each process does.
 fn acquire(number: &str, provider: &str) -> Result<(), Box<dyn Error>> {
     let cache = open()?;
-    let wanted = AccessTokenQuery::new(CLIENT_ID).account(&Account::new("ada", ENVIRONMENT)).scopes([SCOPE]);
+    let wanted = AccessTokenQuery::for_account(CLIENT_ID, &Account::new("ada", ENVIRONMENT)).scopes([SCOPE]);
     let token_endpoint = format!("{provider}/token");
     let own = std::process::id();
     let call = move |call: RefreshCall| {
@@ -82,7 +83,7 @@ fn acquire(number: &str, provider: &str) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let acquired = cache.acquire(&wanted, call)?;
     let how = match acquired.origin() {
-        Origin::Refreshed => "by my own request",
+        TokenSource::Refreshed => "by my own request",
         _ => "that another process got",
     };
     println!("process {own} (number {number}): the token {how}, after {} ms", started.elapsed().as_millis());

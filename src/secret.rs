@@ -76,7 +76,7 @@ impl Drop for Secret {
 /// A buffer of secret bytes (a serialized cache, a token response) that is wiped when dropped.
 ///
 /// ```
-/// let bytes = tokenseal::SecretBytes::from(r#"{"access_token":"..."}"#);
+/// let bytes = tokenseal::seal::SecretBytes::from(r#"{"access_token":"..."}"#);
 /// assert_eq!(format!("{bytes:?}"), "SecretBytes(..)");
 /// ```
 #[derive(Default)]

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use common::rotating::{kept, never, sign_in_expired, signed_in, wanted};
 use common::{Bench, CLIENT, account};
 use tokenseal::{
-    AccessTokenQuery, AcquireError, AcquireRequest, Origin, PersistedTokenCache, RefreshCall, RefreshFailure,
-    TokenResponse,
+    AccessTokenQuery, AcquireError, PersistedTokenCache, TokenResponse,
+    refresh::{AcquireRequest, RefreshCall, RefreshFailure, TokenSource},
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -51,7 +51,7 @@ fn sign_in_with(cache: &PersistedTokenCache, left: u64, further: &str) {
 }
 
 /// Two hundred callers, through two handles, of one request: what each got.
-fn two_hundred(bench: &Bench, endpoint: &Endpoint, request: AcquireRequest<'_>) -> Vec<Option<Origin>> {
+fn two_hundred(bench: &Bench, endpoint: &Endpoint, request: AcquireRequest<'_>) -> Vec<Option<TokenSource>> {
     let handles = [bench.open(), bench.open()];
     (0..200)
         .map(|number| {
@@ -61,7 +61,7 @@ fn two_hundred(bench: &Bench, endpoint: &Endpoint, request: AcquireRequest<'_>) 
             acquired.ok().map(|acquired| {
                 assert_eq!(acquired.token().expose(), "first-read", "{number}: {}", endpoint.body);
                 // A handle that has to read the file again first finds it fresh, if it is.
-                let is_marked = acquired.origin() == Origin::StillValid && acquired.failure().is_some();
+                let is_marked = acquired.origin() == TokenSource::StillValid && acquired.failure().is_some();
                 assert!(is_marked || number < 2, "{number}: {acquired:?}");
                 acquired.origin()
             })
@@ -112,7 +112,7 @@ fn the_same_token_again_is_no_replacement_and_asked_for_once() {
 
 #[test]
 fn the_same_token_again_will_do_if_it_lasts_longer_now() {
-    for (lifetime, origin, calls) in [(3_600, Origin::Refreshed, 1), (100, Origin::StillValid, 1)] {
+    for (lifetime, origin, calls) in [(3_600, TokenSource::Refreshed, 1), (100, TokenSource::StillValid, 1)] {
         let body = format!(r#"{{"access_token":"first-read","expires_in":{lifetime}}}"#);
         let (bench, endpoint) = (Bench::new(), Endpoint::new(200, &body));
         let cache = bench.open();
@@ -164,7 +164,7 @@ fn what_is_refused_for_one_request_holds_up_no_other() {
         }
         assert_eq!(
             cache.acquire(&wanted("read"), good.call()).unwrap().origin(),
-            Origin::Refreshed,
+            TokenSource::Refreshed,
             "{body}"
         );
         drop(cache.acquire(&wanted("bad"), never()).unwrap_err());
@@ -227,7 +227,7 @@ fn whoever_asks_to_try_now_passes_what_is_remembered() {
         let good = Endpoint::new(200, r#"{"access_token":"at","expires_in":3600}"#);
         let acquired = cache.acquire(AcquireRequest::new(&query).try_now(), good.call()).unwrap();
         assert_eq!(acquired.token().expose(), "at");
-        assert_eq!(cache.acquire(&query, never()).unwrap().origin(), Origin::Cache);
+        assert_eq!(cache.acquire(&query, never()).unwrap().origin(), TokenSource::Cache);
     }
 }
 
@@ -269,7 +269,7 @@ fn only_the_row_of_the_client_that_sent_a_dead_token_goes() {
     for client in ["one", "two"] {
         cache.add(&signed_in("shared", "read", r#","expires_in":0,"foci":"1""#).client_id(client)).unwrap();
     }
-    let of = |client: &str| AccessTokenQuery::new(client).account(&account("alice")).scopes(["read"]);
+    let of = |client: &str| AccessTokenQuery::for_account(client, &account("alice")).scopes(["read"]);
     assert!(cache.acquire(&of("one"), endpoint.call()).unwrap_err().is_sign_in_required());
     let clients: Vec<String> = cache
         .read(|tokens| tokens.refresh_tokens().map(|token| token.client_id().to_owned()).collect())
@@ -293,7 +293,10 @@ fn a_valid_token_is_served_after_any_failure() {
         sign_in_with(&cache, 120, "");
         for _ in 0..2 {
             let acquired = cache.acquire(&wanted("read"), endpoint.call()).unwrap();
-            assert_eq!((acquired.token().expose(), acquired.origin()), ("first-read", Origin::StillValid));
+            assert_eq!(
+                (acquired.token().expose(), acquired.origin()),
+                ("first-read", TokenSource::StillValid)
+            );
             assert!(acquired.failure().is_some());
         }
         assert_eq!(endpoint.calls(), 1, "{body}");
@@ -312,7 +315,7 @@ fn an_early_refresh_makes_nobody_wait() {
         may_go_on.recv().unwrap();
         call.answer(200, None, None, r#"{"access_token":"new","expires_in":3600,"scope":"read"}"#)
     });
-    assert_eq!(acquired.unwrap().origin(), Origin::StillValid);
+    assert_eq!(acquired.unwrap().origin(), TokenSource::StillValid);
     assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
     let error = cache.settle(Duration::from_millis(50)).unwrap_err();
     assert!(matches!(error, AcquireError::NotSettled { .. }), "{error:?}");
@@ -438,7 +441,7 @@ fn the_call_knows_what_is_asked_for() {
     let bench = Bench::new();
     let cache = bench.open();
     sign_in_expired(&cache);
-    let query = AccessTokenQuery::new(CLIENT).account(&account("alice")).scopes(["a b"]);
+    let query = AccessTokenQuery::for_account(CLIENT, &account("alice")).scopes(["a b"]);
     let request = AcquireRequest::new(&query).token_endpoint("https://idp.example/token");
     let acquired = cache.acquire(request, |call: RefreshCall| {
         assert_eq!(

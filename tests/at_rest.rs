@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use base64ct::{Base64Unpadded, Base64Url, Encoding as _};
 use common::{CLIENT, ENVIRONMENT};
 use tokenseal::{
-    AccessTokenQuery, Account, AcquireRequest, PersistedTokenCache, RefreshFailure, TokenResponse,
+    AccessTokenQuery, Account, PersistedTokenCache, TokenResponse,
+    refresh::{AcquireRequest, RefreshFailure},
 };
 
 const USERS: usize = 34;
@@ -96,7 +97,7 @@ fn as_a_child_process() {
 
 fn acquire(cache: &PersistedTokenCache, user: usize, answer: Result<String, RefreshFailure>) {
     let account = Account::new(format!("user-{user}"), ENVIRONMENT);
-    let wanted = AccessTokenQuery::new(CLIENT).account(&account).scopes(["read"]);
+    let wanted = AccessTokenQuery::for_account(CLIENT, &account).scopes(["read"]);
     let is_answered = answer.is_ok();
     let mut answer = Some(answer);
     let call = move |_| Ok(TokenResponse::from_json(answer.take().unwrap()?)?);

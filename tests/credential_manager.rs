@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{account, has, response};
-use tokenseal::{PersistedTokenCache, probe};
+use tokenseal::{PersistedTokenCache, key_store::probe};
 
 const APPLICATION: &str = "tokenseal-tests";
 

@@ -8,7 +8,7 @@ mod common;
 use std::sync::Arc;
 
 use common::Bench;
-use tokenseal::KeyringStore;
+use tokenseal::key_store::KeyringStore;
 
 #[test]
 fn a_default_store_that_is_set_stays_and_is_used_if_it_lasts() {

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tokenseal::{
-    AccessTokenQuery, Account, AccountQuery, CacheError, EnvironmentAliases, RefreshTokenQuery, TokenCache,
-    TokenResponse,
+    AccessTokenQuery, Account, CacheError, RefreshTokenQuery, TokenCache, TokenResponse,
+    cache::{AccountQuery, EnvironmentAliases},
 };
 
 const CLIENT: &str = "d3adb33f-c0de-ed0c-c0de-deadb33fc0d3";
@@ -43,7 +43,7 @@ fn check_dialect(json: &str, environment: &str, now: u64, access: &str, refresh:
     assert_eq!(account.environment(), environment);
     assert_eq!(account.username(), "alice@contoso.com");
     let wanted =
-        AccessTokenQuery::new(CLIENT).account(&account).realm(TENANT).scopes(["User.Read"]).at(at(now));
+        AccessTokenQuery::for_account(CLIENT, &account).realm(TENANT).scopes(["User.Read"]).at(at(now));
     assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), access);
     let found = cache.find_refresh_token(&RefreshTokenQuery::new(CLIENT, &account)).unwrap();
     assert_eq!(found.expose(), refresh);
@@ -134,11 +134,19 @@ fn app_tokens_without_an_account_are_found_however_that_is_written() {
                "realm":"r","target":"t","expires_on":"2000000000"}}}}}}"#
         );
         let mut cache = load(&json);
-        let wanted = AccessTokenQuery::new("c").scopes(["t"]).at(at(1_700_000_000));
+        let wanted = AccessTokenQuery::for_application("c").scopes(["t"]).at(at(1_700_000_000));
         assert!(cache.find_access_token(&wanted).is_some(), "{home_account_id}");
         assert!(cache.find_access_token(&wanted.clone().realm("r")).is_some());
         assert!(cache.find_access_token(&wanted.clone().realm("other")).is_none());
-        assert!(cache.find_access_token(&wanted.clone().account(&Account::new("u", "e"))).is_none());
+        assert!(
+            cache
+                .find_access_token(
+                    &AccessTokenQuery::for_account("c", &Account::new("u", "e"))
+                        .scopes(["t"])
+                        .at(at(1_700_000_000))
+                )
+                .is_none()
+        );
         assert_eq!(cache.remove_app_tokens("c").access_tokens(), 1);
     }
 }
@@ -155,7 +163,7 @@ fn extended_tokens_of_every_sdk_are_found_by_their_parameters_and_hidden_otherwi
                "target":"t","expires_on":"2000000000",{extended}}}}}}}"#
         );
         let cache = load(&json);
-        let plain = AccessTokenQuery::new("c").at(at(1_700_000_000));
+        let plain = AccessTokenQuery::for_application("c").any_scope().at(at(1_700_000_000));
         assert!(cache.find_access_token(&plain).is_none(), "{extended}");
         assert!(
             cache.find_access_token(&plain.clone().parameters([("fmi_path", "value")])).is_some(),
@@ -176,7 +184,7 @@ fn every_spelling_of_the_key_id_is_one() {
                "target":"t","expires_on":"2000000000","{spelling}":"K"}}}}}}"#
         );
         let cache = load(&json);
-        let plain = AccessTokenQuery::new("c").at(at(1_700_000_000));
+        let plain = AccessTokenQuery::for_application("c").any_scope().at(at(1_700_000_000));
         assert!(cache.find_access_token(&plain).is_none(), "a bound token is not for everyone: {spelling}");
         assert!(cache.find_access_token(&plain.clone().key_id("K")).is_some(), "{spelling}");
         assert!(cache.find_access_token(&plain.clone().key_id("L")).is_none(), "{spelling}");
@@ -204,7 +212,8 @@ fn bad_rows_break_nothing() {
             format!(r#"{{"AccessToken":{{{good},{row}}}}}"#),
         ] {
             let mut cache = load(&json);
-            let wanted = AccessTokenQuery::new("c").realm("r").scopes(["t"]).at(at(1_700_000_000));
+            let wanted =
+                AccessTokenQuery::for_application("c").realm("r").scopes(["t"]).at(at(1_700_000_000));
             assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), "s", "{row}");
             assert_eq!(
                 std::str::from_utf8(cache.serialize().json().expose()).unwrap(),

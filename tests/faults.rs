@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use common::{account, files, has, response, wanted, with_key_file};
 use tokenseal::{
-    AcquireRequest, Error, KeyFileStore, KeyName, KeyStore, KeyStoreError, Secret, TokenCache, TokenResponse,
+    Error, Secret, TokenCache, TokenResponse,
+    key_store::{KeyFileStore, KeyName, KeyStore, KeyStoreError},
+    refresh::AcquireRequest,
 };
 
 /// The calls that change something, or that a change depends on.
@@ -318,7 +320,7 @@ fn check(base: &Path, task: &str, acknowledged: bool, what: &str) {
         }
     }
     // The next change makes up for whatever was cut short, and leaves no litter.
-    cache.update(|tokens| tokens.add(&response("carol", "next"))).unwrap();
+    cache.try_update(|tokens| tokens.add(&response("carol", "next"))).unwrap();
     let cache = with_key_file(base).open().unwrap();
     assert!(has(&cache, "carol", "next"), "{what}");
     let mut left = files(&base.join("tokens"));
@@ -343,7 +345,7 @@ fn check(base: &Path, task: &str, acknowledged: bool, what: &str) {
         let keys = files(&base.join("keys")).len();
         assert!(keys == 1 || keys == 2 && !acknowledged, "{what}: {keys} keys");
     } else if task != "reset" {
-        cache.update(|tokens| tokens.add(&response("carol", "again"))).unwrap();
+        cache.try_update(|tokens| tokens.add(&response("carol", "again"))).unwrap();
         assert_eq!(files(&base.join("keys")).len(), 1, "{task}, {what}: no key is left over");
     }
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 use tokenseal::{
-    AccessTokenQuery, Account, AccountQuery, EnvironmentAliases, RefreshToken, RefreshTokenQuery, TokenCache,
-    TokenResponse,
+    AccessTokenQuery, Account, RefreshToken, RefreshTokenQuery, TokenCache, TokenResponse,
+    cache::{AccountQuery, EnvironmentAliases},
 };
 
 const NOW: u64 = 1_700_000_000;
@@ -125,7 +125,7 @@ fn an_access_token_says_all_about_itself() {
         .add(&response(json).home_account_id("u").parameter("key_id", "first").parameter("key_id", "k"))
         .unwrap();
     let account = Account::new("u", "IDP.example");
-    let query = AccessTokenQuery::new("app").account(&account).at(at(NOW));
+    let query = AccessTokenQuery::for_account("app", &account).any_scope().at(at(NOW));
     assert!(cache.find_access_token(&query).is_none(), "it is bound to a key");
     assert!(cache.find_access_token(&query.clone().key_id("first")).is_none());
     let token = cache.find_access_token(&query.key_id("k")).unwrap();
@@ -218,7 +218,7 @@ fn a_query_finds_what_it_names_and_nothing_else() {
         cache.add(&app.parameter("client_secret", "is not kept")).unwrap();
     }
     let of = |environment: &str, realm: &str| {
-        AccessTokenQuery::new("app").environment(environment).realm(realm).at(at(NOW))
+        AccessTokenQuery::for_application("app").environment(environment).realm(realm).at(at(NOW))
     };
     let found =
         |query: AccessTokenQuery| cache.find_access_token(&query).map(|token| token.expose().to_owned());
@@ -234,8 +234,8 @@ fn a_query_finds_what_it_names_and_nothing_else() {
     // As msal (Python) hashes the parameter.
     let hashed = "a0ry_zl4gccsdp7gnw927x8s0mrmnodv6tyilt0u07m";
     assert_eq!(found(of("e", "r").ext_cache_key(hashed)).as_deref(), Some("eragent-app-id"));
-    assert_eq!(found(AccessTokenQuery::new("app").at(at(NOW)).realm("s")).as_deref(), Some("es"));
-    assert_eq!(found(AccessTokenQuery::new("other").at(at(NOW))), None);
+    assert_eq!(found(AccessTokenQuery::for_application("app").at(at(NOW)).realm("s")).as_deref(), Some("es"));
+    assert_eq!(found(AccessTokenQuery::for_application("other").at(at(NOW))), None);
     let mut query = RefreshTokenQuery::new("app", &Account::new("u", "e"));
     assert!(cache.find_refresh_token(&query).is_none());
     query = query.family_id("1");

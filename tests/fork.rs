@@ -15,10 +15,13 @@ use std::time::{Duration, Instant};
 
 use common::rotating::{expire, signed_in, wanted};
 use common::{account, files, with_key_file};
-use tokenseal::seal::{self, Context, KeyId, SealingKey};
 use tokenseal::{
-    AcquireRequest, Error, PersistedTokenCache, RefreshCall, RefreshFailure, RefreshTokenQuery, StoreError,
-    TokenResponse,
+    ErrorKind,
+    seal::{self, Context, KeyId, SealingKey},
+};
+use tokenseal::{
+    PersistedTokenCache, RefreshTokenQuery, TokenResponse,
+    refresh::{AcquireRequest, RefreshCall, RefreshFailure},
 };
 
 const SEALS: usize = 1_000;
@@ -243,13 +246,13 @@ fn as_one_that_forks_within() {
     let cache = with_key_file(&base).open().unwrap();
     sign_in(&cache);
     let parent = std::process::id();
-    let changed = cache.update(|tokens| {
+    let changed = cache.try_update(|tokens| {
         fork(&base);
         let who = if std::process::id() == parent { "parent" } else { "child" };
         tokens.add(&common::response(who, "read"))
     });
     if std::process::id() != parent {
-        let is_forked = matches!(changed, Err(Error::Store(StoreError::Forked { .. })));
+        let is_forked = changed.is_err_and(|error| error.kind() == ErrorKind::Forked);
         say(&base, "change", &format!("{is_forked} {}", cache.accounts().unwrap().len()));
         std::process::exit(0);
     }
@@ -405,7 +408,7 @@ fn as_one_that_uses_the_keyring() {
         cache.add(&common::response("bob", "read")).unwrap();
         let error = builder().open().unwrap_err();
         let signed_out = cache.remove_account(&account("alice")).unwrap();
-        let probed = tokenseal::probe();
+        let probed = tokenseal::key_store::probe();
         say(
             &base,
             "child",

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::Bench;
-use tokenseal::{CacheError, Error, KeyFileStore};
+use tokenseal::{CacheError, key_store::KeyFileStore};
 
 /// Not a test by itself: opens the cache and says what came of it, how fast, and the most memory.
 #[test]
@@ -20,7 +20,7 @@ fn as_a_child_process() {
     let kind = match &opened {
         Ok(cache) => format!("rows {}", cache.read(|tokens| tokens.access_tokens().count()).unwrap()),
         Err(error) if error.is_too_large() => "too large".into(),
-        Err(Error::Content { source: CacheError::NotACache { .. }, .. }) => "no cache".into(),
+        Err(error) if matches!(error.cache_error(), Some(CacheError::NotACache { .. })) => "no cache".into(),
         Err(error) => format!("other: {error}"),
     };
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -39,7 +39,7 @@ fn lifetime(response: &TokenResponse) -> u64 {
 }
 
 fn wanted() -> AccessTokenQuery {
-    AccessTokenQuery::new("app").account(&Account::new("alice", "idp.example")).scopes(["read"])
+    AccessTokenQuery::for_account("app", &Account::new("alice", "idp.example")).scopes(["read"])
 }
 
 /// F6: there is nothing to renew it by, for it does not end.
@@ -201,7 +201,7 @@ fn scopes_are_compared_as_their_providers_mean_them() {
         let json = format!(r#"{{"access_token":"at","expires_in":3600,"scope":"{granted}"{further}}}"#);
         cache.add(&of_alice(&json).environment(environment)).unwrap();
         let account = Account::new("alice", environment);
-        let query = AccessTokenQuery::new("app").account(&account).scopes(asked.iter().copied()).at(at(NOW));
+        let query = AccessTokenQuery::for_account("app", &account).scopes(asked.iter().copied()).at(at(NOW));
         cache.find_access_token(&query).is_some()
     };
     let entra = "login.microsoftonline.com";

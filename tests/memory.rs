@@ -14,7 +14,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 use scan::{Heap, Observed, Planted};
-use tokenseal::{AccessTokenQuery, Account, Error, PersistedTokenCache, RefreshFailure, TokenResponse};
+use tokenseal::{
+    AccessTokenQuery, Account, Error, PersistedTokenCache, TokenResponse, refresh::RefreshFailure,
+};
 
 const SECRETS: usize = 100;
 
@@ -74,7 +76,7 @@ fn as_a_child_process() {
         let cache = open(base);
         for number in 0..SECRETS {
             let account = tokenseal::Account::new(format!("user-{number}"), "e");
-            let wanted = tokenseal::AccessTokenQuery::new("app").account(&account);
+            let wanted = tokenseal::AccessTokenQuery::for_account("app", &account);
             assert!(cache.find_access_token(&wanted).unwrap().is_some());
         }
         cache.add(&response(1_000, "not planted")).unwrap();
@@ -83,13 +85,13 @@ fn as_a_child_process() {
 
     off_the_main_thread(&|| {
         let cache = open(base);
-        let given_up = cache.update(|tokens| {
+        let given_up = cache.try_update(|tokens| {
             tokens.add(&response(1_001, "not planted"))?;
             Err::<(), _>(Error::aborted("given up"))
         });
         assert!(given_up.is_err());
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _never = cache.update(|tokens| -> Result<(), Error> {
+            let _never = cache.try_update(|tokens| -> Result<(), Error> {
                 tokens.add(&response(1_002, "not planted"))?;
                 panic!("in the middle of a save");
             });
@@ -123,7 +125,7 @@ fn as_a_child_process() {
 
     moment("before it is no cache");
     let error = common::with_key_file(base).open().unwrap_err();
-    assert!(matches!(error, Error::Content { .. }), "{error}");
+    assert_eq!(error.kind(), tokenseal::ErrorKind::NotACache, "{error}");
     moment("no cache");
 
     let file = base.join("tokens/default.sealed");
@@ -142,7 +144,7 @@ fn as_a_child_process_that_refreshes() {
     let base = Path::new(&base);
     be_watched();
     let cache = open(base);
-    let wanted = AccessTokenQuery::new("app").account(&Account::new("user-0", "e"));
+    let wanted = AccessTokenQuery::for_account("app", &Account::new("user-0", "e"));
     let answer = base.join("answer.json");
     let acquired = cache.acquire(&wanted, move |call| {
         assert!(call.refresh_token().expose().len() > 1_000);
@@ -242,7 +244,7 @@ fn leaves_nothing(heap: Heap) {
     let secrets: Vec<String> = (0..SECRETS).map(|number| random_text(1_200 + number)).collect();
     {
         let cache = open(base.path());
-        let added = cache.update(|tokens| {
+        let added = cache.try_update(|tokens| {
             secrets
                 .iter()
                 .enumerate()

@@ -12,12 +12,12 @@ use base64ct::Encoding as _;
 use common::rotating::expire;
 use common::{Bench, CLIENT, ENVIRONMENT, account, wanted};
 use tokenseal::{
-    AccessTokenQuery, AcquireError, AcquireRequest, MintCall, Origin, RefreshFailure, SharedTokenCache,
-    TokenCache, TokenResponse,
+    AccessTokenQuery, AcquireError, SharedTokenCache, TokenCache, TokenResponse,
+    refresh::{AcquireRequest, MintCall, RefreshFailure, TokenSource},
 };
 
 fn app() -> AccessTokenQuery {
-    AccessTokenQuery::new(CLIENT).environment(ENVIRONMENT).realm("tenant").scopes(["read"])
+    AccessTokenQuery::for_application(CLIENT).environment(ENVIRONMENT).realm("tenant").scopes(["read"])
 }
 
 /// A source of tokens that counts.
@@ -68,9 +68,9 @@ fn an_application_s_token_is_got_once_and_kept_where_a_query_finds_it() {
     assert!(cache.accounts().unwrap().is_empty());
     // Another resource is another token.
     let other = cache.acquire_for_application(&app().scopes(["write"]), mint.call(token)).unwrap();
-    assert_eq!((other.token().expose(), other.origin()), ("minted-2", Origin::Refreshed));
+    assert_eq!((other.token().expose(), other.origin()), ("minted-2", TokenSource::Refreshed));
     let again = cache.acquire_for_application(&app(), mint.call(token)).unwrap();
-    assert_eq!((again.token().expose(), again.origin(), mint.calls()), ("minted-1", Origin::Cache, 2));
+    assert_eq!((again.token().expose(), again.origin(), mint.calls()), ("minted-1", TokenSource::Cache, 2));
     expire(&cache);
     let renewed = cache.acquire_for_application(&app(), mint.call(token)).unwrap();
     assert_eq!((renewed.token().expose(), mint.calls()), ("minted-3", 3));
@@ -112,7 +112,7 @@ fn what_a_request_must_name_is_an_error_at_once() {
     let bench = Bench::new();
     let cache = bench.open();
     let never = |_: MintCall| -> Result<TokenResponse, RefreshFailure> { std::process::abort() };
-    let error = cache.acquire_for_application(&AccessTokenQuery::new(CLIENT), never).unwrap_err();
+    let error = cache.acquire_for_application(&AccessTokenQuery::for_application(CLIENT), never).unwrap_err();
     assert!(matches!(error, AcquireError::NoEnvironment), "{error:?}");
     let error = cache.acquire_for_application(&wanted("alice", "read"), never).unwrap_err();
     assert!(matches!(error, AcquireError::NamesAccount), "{error:?}");
@@ -131,7 +131,7 @@ fn a_user_s_token_that_another_program_keeps_is_that_user_s() {
     );
     assert_eq!(
         cache.acquire_with(&wanted("alice", "read"), mint.call(token)).unwrap().origin(),
-        Origin::Cache
+        TokenSource::Cache
     );
 }
 

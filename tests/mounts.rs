@@ -39,6 +39,11 @@ fn resize(at: &Path, size: &str) {
     assert!(mount(&["-o", &format!("remount,size={size}"), at.to_str().unwrap()]));
 }
 
+/// What the operating system said.
+fn cause(error: &tokenseal::Error) -> String {
+    std::error::Error::source(error).unwrap().to_string()
+}
+
 #[test]
 fn on_a_full_disk_the_old_cache_stays_and_a_rotated_token_is_saved_later() {
     let bench = Bench::new();
@@ -62,7 +67,7 @@ fn on_a_full_disk_the_old_cache_stays_and_a_rotated_token_is_saved_later() {
         }
         assert!(added < 1_000, "it never gets full");
     };
-    assert!(error.to_string().contains("No space left"), "{error}");
+    assert!(cause(&error).contains("No space left"), "{error}: {}", cause(&error));
     assert!(added > 1);
     for cache in [&cache, &bench.open()] {
         let last = format!("{}-{}", added - 1, "x".repeat(500));
@@ -78,7 +83,7 @@ fn on_a_full_disk_the_old_cache_stays_and_a_rotated_token_is_saved_later() {
     provider.next(move || Ok(TokenResponse::from_json(long)?));
     let acquired = cache.acquire(&wanted("read"), provider.call()).unwrap();
     assert!(!acquired.is_persisted(), "there is no room for it");
-    assert!(acquired.save_failure().unwrap().to_string().contains("No space left"));
+    assert!(cause(acquired.save_failure().unwrap()).contains("No space left"));
     let holds = |token: &str| cache.read(refresh_tokens).unwrap().iter().any(|kept| kept == token);
     assert!(!holds("rotated"));
     resize(&directory, "1m");
@@ -105,7 +110,7 @@ fn a_read_only_file_system_can_be_read_and_refuses_changes() {
     let cache = bench.open();
     assert!(has(&cache, "bob", "read"));
     let error = cache.add(&response("bob", "write")).unwrap_err();
-    assert!(error.to_string().contains("Read-only"), "{error}");
+    assert!(cause(&error).contains("Read-only"), "{error}: {}", cause(&error));
     assert!(cache.remove_account(&common::account("bob")).is_err());
     assert!(bench.builder().reset().is_err());
     let provider = Rotating::new();

@@ -1,7 +1,7 @@
 //! Whose a token is: no token of one user, tenant, realm or issuer is stored or served as another's.
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
-use tokenseal::{AccessTokenQuery, Account, AccountQuery, CacheError, TokenCache, TokenResponse};
+use tokenseal::{AccessTokenQuery, Account, CacheError, TokenCache, TokenResponse, cache::AccountQuery};
 
 const HOST: &str = "https://idp.example";
 const TENANT: &str = "11111111-aaaa-4aaa-8aaa-111111111111";
@@ -34,7 +34,7 @@ fn keycloak(realm: &str, name: &str, sub: &str) -> TokenResponse {
 }
 
 fn secret(cache: &TokenCache, account: &Account) -> Option<String> {
-    let query = AccessTokenQuery::new("app").account(account).scopes(["read"]);
+    let query = AccessTokenQuery::for_account("app", account).scopes(["read"]);
     cache.find_access_token(&query).map(|token| token.expose().to_owned())
 }
 
@@ -295,7 +295,8 @@ fn parameters_of_a_query_are_those_of_a_response() {
         response = response.parameter(name, value);
     }
     cache.add(&response.client_id("app").environment("e").realm("r")).unwrap();
-    let query = AccessTokenQuery::new("app").parameters(parameters).skew(std::time::Duration::ZERO);
+    let query =
+        AccessTokenQuery::for_application("app").parameters(parameters).skew(std::time::Duration::ZERO);
     assert_eq!(cache.find_access_token(&query).unwrap().expose(), "at");
     assert!(cache.find_access_token(&query.key_id("other")).is_none());
 }
@@ -305,7 +306,10 @@ mod refreshing {
     use std::time::Duration;
 
     use super::*;
-    use tokenseal::{AcquireError, Origin, RefreshCall, SharedTokenCache, SignInReason};
+    use tokenseal::{
+        AcquireError, SharedTokenCache,
+        refresh::{RefreshCall, SignInReason, TokenSource},
+    };
 
     fn guest_and_home() -> (SharedTokenCache, Account) {
         let mut cache = TokenCache::new();
@@ -320,7 +324,7 @@ mod refreshing {
     }
 
     fn wanted(account: &Account) -> AccessTokenQuery {
-        AccessTokenQuery::new("app").account(account).scopes(["read"])
+        AccessTokenQuery::for_account("app", account).scopes(["read"])
     }
 
     /// R4: which tenant is meant is not guessed.
@@ -367,8 +371,7 @@ mod refreshing {
                 })
             });
             assert!(matches!(error, Err(AcquireError::NotGranted { .. })), "{error:?}");
-            let served =
-                |realm: &str| cache.read(|tokens| tokens.find_access_token(&wanted(&account).realm(realm)));
+            let served = |realm: &str| cache.find_access_token(&wanted(&account).realm(realm)).unwrap();
             assert!(served(TENANT).is_none());
             assert_eq!(served(OTHER_TENANT).unwrap().expose(), "other's");
         }
@@ -395,8 +398,8 @@ mod refreshing {
             matches!(error, AcquireError::SignInRequired { reason: SignInReason::OtherUser, .. }),
             "{error:?}"
         );
-        assert_eq!(cache.read(refresh_tokens), ["rt-alice"]);
-        assert_eq!(cache.read(|tokens| tokens.access_tokens().count()), 1);
+        assert_eq!(cache.read(refresh_tokens).unwrap(), ["rt-alice"]);
+        assert_eq!(cache.read(|tokens| tokens.access_tokens().count()).unwrap(), 1);
         let never = |_: RefreshCall| panic!("it is not sent again");
         assert!(cache.acquire(&wanted(&account), never).unwrap_err().is_sign_in_required());
         // Another request may do, and a sign-in ends it.
@@ -404,10 +407,10 @@ mod refreshing {
             let _sent = call.form();
             call.answer(200, None, None, r#"{"access_token":"at","expires_in":3600}"#)
         };
-        let other = AccessTokenQuery::new("app").account(&account).scopes(["write"]);
-        assert_eq!(cache.acquire(&other, good).unwrap().origin(), Origin::Refreshed);
+        let other = AccessTokenQuery::for_account("app", &account).scopes(["write"]);
+        assert_eq!(cache.acquire(&other, good).unwrap().origin(), TokenSource::Refreshed);
         let signed_in = keycloak("a", "alice", "1").requested_scopes(["calendar"]);
-        cache.update(|tokens| tokens.add(&signed_in)).unwrap();
+        cache.try_update(|tokens| tokens.add(&signed_in)).unwrap();
         assert_eq!(cache.acquire(&wanted(&account), good).unwrap().token().expose(), "at");
     }
 

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use common::rotating::{Rotating, never, sign_in_expired, wanted};
 use common::{Bench, CLIENT, account, response};
 use tokenseal::{
-    AccessTokenQuery, AcquireRequest, KeyName, KeyStore, KeyStoreError, MemoryKeyStore, RefreshTokenQuery,
-    Secret, TokenCache,
+    AccessTokenQuery, RefreshTokenQuery, Secret, TokenCache,
+    key_store::{KeyName, KeyStore, KeyStoreError, MemoryKeyStore},
+    refresh::AcquireRequest,
 };
 
 const SHORT: Duration = Duration::from_millis(10);
@@ -185,7 +186,7 @@ fn a_find_costs_the_same_however_many_tenants_a_user_has() {
         let rows: Vec<String> = (0..tenants).map(row).collect();
         cache.deserialize(format!(r#"{{"AccessToken":{{{}}}}}"#, rows.join(","))).unwrap();
         let query =
-            AccessTokenQuery::new("app").account(&tokenseal::Account::new("alice", "e")).scopes(["read"]);
+            AccessTokenQuery::for_account("app", &tokenseal::Account::new("alice", "e")).scopes(["read"]);
         let query = query.realm(format!("tenant-{}", tenants - 1));
         let find = || {
             let started = Instant::now();
@@ -236,7 +237,7 @@ fn a_hundred_failed_refreshes_leave_no_thread() {
         sign_in_expired(&cache);
         let before = used();
         for number in 0..100 {
-            provider.next_fails(tokenseal::RefreshFailure::refused("invalid_scope"));
+            provider.next_fails(tokenseal::refresh::RefreshFailure::refused("invalid_scope"));
             assert!(cache.acquire(&wanted(&format!("scope-{number}")), provider.call()).is_err());
         }
         wait_until_used(before);

@@ -16,7 +16,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{account, files, response};
-use tokenseal::{KeyFileStore, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse};
+use tokenseal::{
+    PersistedTokenCache, TokenResponse,
+    key_store::KeyFileStore,
+    refresh::{RefreshCall, RefreshFailure},
+};
 
 /// The calls at which the power is cut: all that change something on a disk, or wait for it.
 const CALLS: &str = "openat,write,pwrite64,fsync,fdatasync,rename,renameat2,unlink,mkdir,fchmod,close,flock";
@@ -85,7 +89,7 @@ fn as_a_child_process() {
         say("added dave");
         let refused = cache.find_access_token(&common::wanted("alice", "first")).unwrap().unwrap();
         let wanted = common::wanted("alice", "first");
-        let request = tokenseal::AcquireRequest::new(&wanted).replacing(&refused);
+        let request = tokenseal::refresh::AcquireRequest::new(&wanted).replacing(&refused);
         let refresh = |_: RefreshCall| -> Result<TokenResponse, RefreshFailure> {
             Ok(TokenResponse::from_json(
                 r#"{"access_token":"renewed","refresh_token":"rotated","expires_in":3600}"#,

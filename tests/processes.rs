@@ -105,7 +105,7 @@ fn as_a_child_process() {
         }
         "hold the lock" => {
             let cache = open(base);
-            let _ = cache.update(|_| {
+            let _ = cache.try_update(|_| {
                 println!("\nholding");
                 std::thread::sleep(Duration::from_secs(60));
                 Ok::<_, Error>(())
@@ -224,7 +224,7 @@ fn killed_writers_lose_nothing_that_was_acknowledged() {
         assert!(lost.is_empty(), "round {round}: {lost:?}");
     }
     assert!(acknowledged.len() >= 20, "the children did something: {}", acknowledged.len());
-    cache.update(|tokens| tokens.add(&response("alice", "last"))).unwrap();
+    cache.try_update(|tokens| tokens.add(&response("alice", "last"))).unwrap();
     assert_eq!(common::files(&base.path().join("tokens")), ["default.lock", "default.sealed"], "no litter");
 }
 

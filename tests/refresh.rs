@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use common::rotating::{Rotating, expire, kept, never, sign_in_expired, signed_in, wanted};
 use common::{Bench, CLIENT, ENVIRONMENT, account};
 use tokenseal::{
-    AccessTokenQuery, AcquireError, AcquireRequest, Acquired, Origin, PersistedTokenCache, RefreshFailure,
-    RefreshGuard, RefreshTokenQuery, SharedTokenCache, SignInReason, TokenCache, TokenResponse,
+    AccessTokenQuery, AcquireError, PersistedTokenCache, RefreshTokenQuery, SharedTokenCache, TokenCache,
+    TokenResponse,
+    refresh::{AcquireRequest, Acquired, RefreshFailure, RefreshGuard, SignInReason, TokenSource},
 };
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -36,7 +37,7 @@ fn a_fresh_token_comes_from_the_cache_and_nobody_is_called() {
     let cache = bench.open();
     cache.add(&common::response("alice", "read")).unwrap();
     let acquired = cache.acquire(&wanted("read"), never()).unwrap();
-    assert_eq!((acquired.token().expose(), acquired.origin()), ("at-alice-read", Origin::Cache));
+    assert_eq!((acquired.token().expose(), acquired.origin()), ("at-alice-read", TokenSource::Cache));
     assert!(acquired.is_persisted() && acquired.failure().is_none());
     assert_eq!(bench.files(), ["default.lock", "default.sealed"], "no lock was needed");
 }
@@ -47,13 +48,13 @@ fn an_expired_token_is_renewed_and_what_came_is_on_disk() {
     let cache = bench.open();
     sign_in_expired(&cache);
     let acquired = cache.acquire(&wanted("read"), provider.call()).unwrap();
-    assert_eq!((acquired.token().expose(), acquired.origin()), ("renewed-1", Origin::Refreshed));
+    assert_eq!((acquired.token().expose(), acquired.origin()), ("renewed-1", TokenSource::Refreshed));
     assert!(acquired.is_persisted());
     assert_eq!(provider.sent(), ["original"]);
     let reopened = bench.open();
     assert_eq!(kept(&reopened), ["rotated-1"]);
     let again = reopened.acquire(&wanted("read"), never()).unwrap();
-    assert_eq!((again.token().expose(), again.origin()), ("renewed-1", Origin::Cache));
+    assert_eq!((again.token().expose(), again.origin()), ("renewed-1", TokenSource::Cache));
     let files = bench.files();
     assert_eq!(files.len(), 3, "one lock file was added: {files:?}");
     let lock = files.iter().find(|name| name.ends_with(".refresh.lock")).unwrap();
@@ -149,7 +150,7 @@ fn a_token_that_came_while_another_was_rejected_is_tried_and_kept() {
                 let old = tokens.refresh_tokens().find(|token| token.expose() == "original");
                 Ok::<_, tokenseal::CacheError>(old.map(|old| tokens.remove_refresh_token(&old)))
             };
-            cache.update(rows).unwrap();
+            cache.try_update(rows).unwrap();
             Err(RefreshFailure::rejected("invalid_grant"))
         }
     });
@@ -200,14 +201,14 @@ fn a_family_token_that_is_refused_to_a_stranger_stays_for_its_family() {
     let family = signed_in("of the family", "read", r#","expires_in":0,"foci":"1""#);
     cache.add(&family).unwrap();
     // The cache does not know the other client, and tries it in the family.
-    let stranger = AccessTokenQuery::new("stranger").account(&account("alice")).scopes(["read"]);
+    let stranger = AccessTokenQuery::for_account("stranger", &account("alice")).scopes(["read"]);
     provider.next_fails(RefreshFailure::rejected("invalid_grant"));
     assert!(cache.acquire(&stranger, provider.call()).unwrap_err().is_sign_in_required());
     assert_eq!(kept(&cache), ["of the family"]);
     // And then its own, which is under another lock.
     cache.add(&signed_in("its own", "read", r#","expires_in":0"#).client_id("stranger")).unwrap();
     cache
-        .update(|tokens| {
+        .try_update(|tokens| {
             // As if the cache did not know the client yet.
             let mut json: serde_json::Value =
                 serde_json::from_slice(tokens.serialize().json().expose()).unwrap();
@@ -216,7 +217,7 @@ fn a_family_token_that_is_refused_to_a_stranger_stays_for_its_family() {
         })
         .unwrap();
     provider.next_fails(RefreshFailure::rejected("invalid_grant").sub_error("client_mismatch"));
-    let write = AccessTokenQuery::new("stranger").account(&account("alice")).scopes(["write"]);
+    let write = AccessTokenQuery::for_account("stranger", &account("alice")).scopes(["write"]);
     assert_eq!(cache.acquire(&write, provider.call()).unwrap().token().client_id(), "stranger");
     assert_eq!(provider.sent()[1..], ["of the family", "its own"]);
 }
@@ -232,7 +233,7 @@ fn two_clients_of_a_family_share_a_turn() {
     provider.hold();
     let threads = ["one", "two"].map(|client| {
         let (cache, call) = (cache.clone(), provider.call());
-        let query = AccessTokenQuery::new(client).account(&account("alice")).scopes(["read"]);
+        let query = AccessTokenQuery::for_account(client, &account("alice")).scopes(["read"]);
         thread::spawn(move || cache.acquire(&query, call).unwrap())
     });
     provider.wait_for_calls(1);
@@ -307,7 +308,7 @@ fn while_the_provider_is_down_a_valid_token_is_served_and_an_extended_one_if_all
     cache.add(&signed_in("original", "read", r#","expires_in":3600"#).received_at(received)).unwrap();
     provider.next_fails(down());
     let acquired = cache.acquire(&wanted("read"), provider.call()).unwrap();
-    assert_eq!((acquired.token().expose(), acquired.origin()), ("first-read", Origin::StillValid));
+    assert_eq!((acquired.token().expose(), acquired.origin()), ("first-read", TokenSource::StillValid));
     assert!(acquired.failure().unwrap().is_transient());
 
     let error = cache.acquire(&wanted("write"), provider.call()).unwrap_err();
@@ -315,7 +316,10 @@ fn while_the_provider_is_down_a_valid_token_is_served_and_an_extended_one_if_all
     let query = wanted("write");
     let allowing = AcquireRequest::new(&query).allow_extended_lifetime(true);
     let acquired = cache.acquire(allowing, provider.call()).unwrap();
-    assert_eq!((acquired.token().expose(), acquired.origin()), ("first-write", Origin::ExtendedLifetime));
+    assert_eq!(
+        (acquired.token().expose(), acquired.origin()),
+        ("first-write", TokenSource::ExtendedLifetime)
+    );
     assert_eq!(provider.calls(), 1, "the back-off holds all the while");
 }
 
@@ -335,10 +339,14 @@ fn an_early_refresh_is_made_by_one_and_the_others_keep_the_valid_token() {
     provider.wait_for_calls(1);
     for cache in [&cache, &bench.open()] {
         let acquired = cache.acquire(&wanted("read"), never()).unwrap();
-        assert_eq!((acquired.token().expose(), acquired.origin()), ("first-read", Origin::StillValid));
+        assert_eq!((acquired.token().expose(), acquired.origin()), ("first-read", TokenSource::StillValid));
     }
     let first = first.join().unwrap();
-    assert_eq!((first.token().expose(), first.origin()), ("first-read", Origin::StillValid), "nobody waits");
+    assert_eq!(
+        (first.token().expose(), first.origin()),
+        ("first-read", TokenSource::StillValid),
+        "nobody waits"
+    );
     provider.let_go();
     cache.settle(LONG).unwrap();
     assert_eq!(cache.acquire(&wanted("read"), never()).unwrap().token().expose(), "renewed-1");
@@ -348,7 +356,7 @@ fn an_early_refresh_is_made_by_one_and_the_others_keep_the_valid_token() {
     provider.next_fails(RefreshFailure::transient("down"));
     for attempt in 0..3 {
         let acquired = cache.acquire(&wanted("read"), provider.call()).unwrap();
-        assert_eq!((acquired.token().expose(), acquired.origin()), ("first-read", Origin::StillValid));
+        assert_eq!((acquired.token().expose(), acquired.origin()), ("first-read", TokenSource::StillValid));
         assert_eq!(acquired.failure().is_some_and(AcquireError::is_transient), attempt > 0);
         cache.settle(LONG).unwrap();
     }
@@ -360,7 +368,7 @@ fn a_token_is_not_refreshed_early_before_the_server_asks() {
     let bench = Bench::new();
     let cache = bench.open();
     cache.add(&signed_in("original", "read", r#","expires_in":3600,"refresh_in":1800"#)).unwrap();
-    assert_eq!(cache.acquire(&wanted("read"), never()).unwrap().origin(), Origin::Cache);
+    assert_eq!(cache.acquire(&wanted("read"), never()).unwrap().origin(), TokenSource::Cache);
 }
 
 #[test]
@@ -515,7 +523,7 @@ fn what_could_not_be_saved_is_saved_without_another_call() {
     let (blocked, is_blocked) = std::sync::mpsc::channel();
     let (release, is_released) = std::sync::mpsc::channel::<()>();
     let other_change = thread::spawn(move || {
-        other.update(|_| {
+        other.try_update(|_| {
             blocked.send(()).unwrap();
             is_released.recv().unwrap();
             Ok::<_, tokenseal::Error>(())
@@ -616,9 +624,9 @@ fn inside_a_change_of_the_same_cache_it_is_an_error_at_once() {
     let cache = bench.open();
     sign_in_expired(&cache);
     let started = Instant::now();
-    let inner = cache.update(|_| Ok::<_, tokenseal::Error>(cache.acquire(&wanted("read"), provider.call())));
+    let inner = cache.update(|_| cache.acquire(&wanted("read"), provider.call()));
     let AcquireError::Cache(error) = inner.unwrap().into_value().unwrap_err() else { panic!() };
-    assert!(error.is_nested_update());
+    assert!(error.is_nested_change());
     assert!(started.elapsed() < Duration::from_secs(5) && provider.calls() == 0);
 }
 
@@ -626,7 +634,8 @@ fn inside_a_change_of_the_same_cache_it_is_an_error_at_once() {
 fn without_an_account_or_a_refresh_token_the_error_says_so() {
     let bench = Bench::new();
     let cache = bench.open();
-    let error = cache.acquire(&AccessTokenQuery::new(CLIENT).scopes(["read"]), never()).unwrap_err();
+    let error =
+        cache.acquire(&AccessTokenQuery::for_application(CLIENT).scopes(["read"]), never()).unwrap_err();
     assert!(matches!(error, AcquireError::NoAccount), "{error:?}");
     let error = cache.acquire(&wanted("read"), never()).unwrap_err();
     let AcquireError::SignInRequired { reason: SignInReason::NoRefreshToken, .. } = error else {
@@ -668,7 +677,7 @@ fn tokens_are_kept_under_the_environment_and_realm_that_were_asked_for() {
 fn a_cache_in_memory_has_one_refresh_at_a_time_as_well() {
     let provider = Rotating::new();
     let cache = SharedTokenCache::new(TokenCache::new());
-    cache.update(|tokens| tokens.add(&signed_in("original", "read", r#","expires_in":0"#))).unwrap();
+    cache.try_update(|tokens| tokens.add(&signed_in("original", "read", r#","expires_in":0"#))).unwrap();
     provider.hold();
     let threads: Vec<_> = (0..16)
         .map(|_| {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::rotating::{Rotating, expire, refresh_tokens, sign_in_expired, wanted};
 use common::{Bench, CLIENT, account};
 use tokenseal::{
-    AcquireError, AcquireRequest, Origin, PersistedTokenCache, RefreshCall, RefreshFailure,
-    RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
+    AcquireError, PersistedTokenCache, RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
+    refresh::{AcquireRequest, RefreshCall, RefreshFailure, TokenSource},
 };
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -79,7 +79,7 @@ async fn a_fresh_token_is_given_without_a_pause() {
     let ready =
         std::future::poll_fn(|context| std::task::Poll::Ready(acquiring.as_mut().poll(context))).await;
     let std::task::Poll::Ready(acquired) = ready else { panic!("it was not ready at once") };
-    assert_eq!(acquired.unwrap().origin(), Origin::Cache);
+    assert_eq!(acquired.unwrap().origin(), TokenSource::Cache);
     // Written by another handle: the file is read on another thread, and nobody is called.
     bench.open().add(&common::response("alice", "write")).unwrap();
     let acquired = cache.acquire_async(&common::rotating::wanted("write"), never).await.unwrap();
@@ -208,7 +208,7 @@ async fn a_cache_in_memory_is_shared_by_tasks() {
     let provider = Rotating::new();
     let cache = SharedTokenCache::new(TokenCache::new());
     let expired = common::rotating::signed_in("original", "read", r#","expires_in":0"#);
-    cache.update(|tokens| tokens.add(&expired)).unwrap();
+    cache.try_update(|tokens| tokens.add(&expired)).unwrap();
     let tasks: Vec<_> = (0..100)
         .map(|_| {
             let (cache, call) = (cache.clone(), call(&provider));
@@ -330,7 +330,7 @@ async fn a_thousand_refreshes_take_a_few_threads() {
     let bench = Bench::new();
     let cache = bench.open();
     cache
-        .update(|tokens| {
+        .try_update(|tokens| {
             (0..1_000).try_for_each(|user| {
                 let json = format!(r#"{{"access_token":"old","refresh_token":"rt-{user}","expires_in":0}}"#);
                 let response =
@@ -344,7 +344,7 @@ async fn a_thousand_refreshes_take_a_few_threads() {
         .map(|user| {
             let (cache, calls) = (cache.clone(), Arc::clone(&calls));
             tokio::spawn(async move {
-                let wanted = tokenseal::AccessTokenQuery::new(CLIENT).account(&account(&user.to_string()));
+                let wanted = tokenseal::AccessTokenQuery::for_account(CLIENT, &account(&user.to_string()));
                 let call = move |call: RefreshCall| {
                     calls.fetch_add(1, Ordering::SeqCst);
                     async move {
@@ -391,7 +391,7 @@ async fn changes_lookups_and_settling_never_block_the_runtime() {
             std::thread::sleep(2 * SHORT);
             Ok::<_, tokenseal::CacheError>(())
         };
-        drop(other.update(hold).unwrap());
+        drop(other.try_update(hold).unwrap());
     });
     is_locked.recv().unwrap();
     let began = std::time::Instant::now();
@@ -413,7 +413,7 @@ async fn changes_lookups_and_settling_never_block_the_runtime() {
     // A panic of the change is the caller's.
     let task = tokio::spawn({
         let cache = cache.clone();
-        async move { cache.update_async(|_| -> Result<(), tokenseal::Error> { panic!("on purpose") }).await }
+        async move { cache.try_update_async(|_| -> Result<(), tokenseal::Error> { panic!("on purpose") }).await }
     });
     assert!(task.await.unwrap_err().is_panic());
 

@@ -15,8 +15,10 @@ use common::key_stores::Hanging;
 use common::rotating::{Rotating, kept, never, sign_in_expired, signed_in, wanted};
 use common::{Bench, CLIENT, account};
 use tokenseal::{
-    AcquireError, AcquireRequest, EnvironmentAliases, Error, Origin, PersistedTokenCache, RefreshFailure,
-    RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
+    AcquireError, Error, ErrorKind, PersistedTokenCache, RefreshTokenQuery, SharedTokenCache, TokenCache,
+    TokenResponse,
+    cache::EnvironmentAliases,
+    refresh::{AcquireRequest, RefreshFailure, TokenSource},
 };
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -44,7 +46,7 @@ impl Blocked {
                 let _ = released.recv();
                 Ok::<_, Error>(())
             };
-            cache.update(change).unwrap();
+            cache.try_update(change).unwrap();
         });
         begun.recv().unwrap();
         Self(release, Some(change))
@@ -197,8 +199,9 @@ fn deadlines_hold_while_the_keyring_hangs() {
                 }
                 longest
             });
-            let hung = cache
-                .acquire_async(request, async |_: tokenseal::RefreshCall| panic!("no call was to be made"));
+            let hung = cache.acquire_async(request, async |_: tokenseal::refresh::RefreshCall| {
+                panic!("no call was to be made")
+            });
             assert!(hung.await.unwrap_err().is_transient());
             ticker.await.unwrap()
         });
@@ -237,7 +240,7 @@ fn a_token_that_is_valid_is_served_though_the_lock_is_unusable() {
     std::fs::remove_file(&lock).unwrap();
     std::fs::create_dir(&lock).unwrap();
     let acquired = cache.acquire(&wanted("read"), never()).unwrap();
-    assert_eq!(acquired.origin(), Origin::StillValid);
+    assert_eq!(acquired.origin(), TokenSource::StillValid);
     assert!(acquired.failure().unwrap().to_string().contains("is a directory"), "{:?}", acquired.failure());
     let error = cache.acquire(&wanted("write"), never()).unwrap_err();
     assert!(matches!(error, AcquireError::Cache(_)), "without a valid token it is an error: {error:?}");
@@ -247,7 +250,6 @@ fn a_token_that_is_valid_is_served_though_the_lock_is_unusable() {
 #[cfg(unix)]
 #[test]
 fn planted_notes_count_for_nothing_and_planted_locks_are_refused() {
-    use tokenseal::{FileError, StoreError};
     type Plant = fn(&std::path::Path, &std::path::Path) -> std::io::Result<()>;
     let plants: [(&str, Plant); 4] = [
         ("link", |place, victim| std::os::unix::fs::symlink(victim, place)),
@@ -278,12 +280,8 @@ fn planted_notes_count_for_nothing_and_planted_locks_are_refused() {
             assert_eq!(result.is_ok(), ending == ".refresh.note", "{what} as {ending}: {result:?}");
             if let Err(error) = &result {
                 let AcquireError::Cache(error) = error else { panic!("{what} as {ending}: {error:?}") };
-                let is_refused = matches!(
-                    **error,
-                    Error::Store(StoreError::File(
-                        FileError::WrongType { .. } | FileError::LoosePermissions { .. }
-                    ))
-                );
+                let is_refused =
+                    matches!(error.kind(), ErrorKind::WrongFileType | ErrorKind::LoosePermissions);
                 assert!(is_refused, "{what} as {ending}: {error:?}");
             }
             assert_eq!(std::fs::read(&victim).unwrap(), b"precious", "{what} as {ending}");
@@ -412,10 +410,10 @@ fn a_shared_cache_in_hand_is_an_error_and_no_deadlock() {
     thread::spawn(move || {
         let cache = SharedTokenCache::new(TokenCache::new());
         let error = cache.update(|_| cache.acquire(&wanted("read"), never()).unwrap_err());
-        done.send(error).unwrap();
+        done.send(error.unwrap().into_value()).unwrap();
     });
     let AcquireError::Cache(error) = is_done.recv_timeout(Duration::from_secs(20)).unwrap() else { panic!() };
-    assert!(error.is_nested_update());
+    assert!(error.is_nested_change());
 }
 
 #[test]
@@ -661,7 +659,7 @@ fn what_a_sign_out_elsewhere_removed_is_not_served_from_memory_while_the_file_ca
     let keys = Arc::new(Hanging::new(&bench.keys));
     let cache = bench.builder_with(keys.clone()).key_timeout(SHORT).open().unwrap();
     cache.add(&signed_in("original", "read", r#","expires_in":3600"#)).unwrap();
-    assert_eq!(cache.acquire(&wanted("read"), never()).unwrap().origin(), Origin::Cache);
+    assert_eq!(cache.acquire(&wanted("read"), never()).unwrap().origin(), TokenSource::Cache);
     // The file is under another key now, which this process cannot get.
     bench.open().remove_account(&account("alice")).unwrap();
     keys.hangs(true);
@@ -749,7 +747,7 @@ fn a_guard_saves_and_remembers_for_all() {
     assert_eq!(guard.refresh_token().unwrap().expose(), "rotated", "what is to be sent next");
     assert_eq!(
         (kept(&bench.open()), cache.acquire(&wanted("read"), never()).unwrap().origin()),
-        (vec!["rotated".to_owned()], Origin::Cache)
+        (vec!["rotated".to_owned()], TokenSource::Cache)
     );
     // An outage holds up everybody, guards too.
     let error = guard.rejected(RefreshFailure::transient("down").retry_after(Duration::from_secs(30)));

@@ -9,7 +9,10 @@ use std::sync::atomic::Ordering;
 
 use common::key_stores::{Forgetful, Hanging, Refusing};
 use common::{Bench, account, has, key_id, replace, response};
-use tokenseal::{Error, KeyFileStore, MemoryKeyStore, PersistedTokenCache, TokenCache};
+use tokenseal::{
+    Error, PersistedTokenCache, TokenCache,
+    key_store::{KeyFileStore, MemoryKeyStore},
+};
 
 #[test]
 fn a_sign_out_rotates_the_key_and_old_copies_stay_shut() {
@@ -19,7 +22,7 @@ fn a_sign_out_rotates_the_key_and_old_copies_stay_shut() {
     cache.add(&response("bob", "read")).unwrap();
     let (old, old_key) = (fs::read(bench.file()).unwrap(), key_id(&bench.file()));
     let updated = cache.remove_account(&account("alice")).unwrap();
-    assert!(matches!(updated.rotation(), tokenseal::Rotation::Done));
+    assert!(matches!(updated.rotation(), tokenseal::persisted::Rotation::Done));
     assert_eq!(updated.value().access_tokens(), 1);
     assert_ne!(key_id(&bench.file()), old_key);
     assert_eq!(bench.keys.len(), 1, "the old key is gone");
@@ -54,7 +57,7 @@ fn replacing_all_tokens_counts_as_a_sign_out_only_if_an_account_is_gone() {
     let mut key = key_id(&bench.file());
     let mut rotated = |change: &dyn Fn(&mut TokenCache)| {
         let _ = cache
-            .update(|tokens| {
+            .try_update(|tokens| {
                 change(tokens);
                 Ok::<_, Error>(())
             })
@@ -122,12 +125,12 @@ fn a_key_store_that_refuses_leaves_the_rotation_pending_and_the_next_update_make
         );
         assert!(!has(&bench.open(), "alice", "read"), "and is durable");
         // Still pending while the store refuses.
-        let again = cache.update(|tokens| tokens.add(&response("bob", "more"))).unwrap();
+        let again = cache.try_update(|tokens| tokens.add(&response("bob", "more"))).unwrap();
         assert!(again.is_rotation_pending(), "{refused:?}");
 
         keys.fails_at(&[]);
         // Whoever changes the cache next makes up for it: here another handle.
-        let made_up = bench.open().update(|tokens| tokens.add(&response("bob", "third"))).unwrap();
+        let made_up = bench.open().try_update(|tokens| tokens.add(&response("bob", "third"))).unwrap();
         assert!(!made_up.is_rotation_pending(), "{refused:?}");
         assert_ne!(key_id(&bench.file()), old_key, "{refused:?}");
         assert!(has(&cache, "bob", "third") && has(&cache, "bob", "more") && !has(&cache, "alice", "read"));
@@ -173,7 +176,7 @@ fn imported_content_cannot_have_keys_deleted() {
     let cache = bench.open();
     let member = format!(r#""tokenseal":{{"rotation":"due","prepared":"{id}","retiring":"{id}"}}"#);
     let json = format!(r#"{{{member},"AccessToken":{{}},{member}}}"#);
-    cache.update(|tokens| tokens.deserialize(json)).unwrap();
+    cache.try_update(|tokens| tokens.deserialize(json)).unwrap();
     drop(cache);
     let cache = bench.open();
     cache.add(&response("bob", "read")).unwrap();
@@ -202,10 +205,10 @@ fn a_locked_store_that_says_no_such_entry_does_not_end_a_rotation() {
     let forgetful = Arc::new(Forgetful(bench.keys.clone(), false.into()));
     let cache = bench.builder_with(forgetful.clone()).open().unwrap();
     forgetful.1.store(true, Ordering::SeqCst);
-    let updated = cache.update(|tokens| tokens.add(&response("bob", "read"))).unwrap();
+    let updated = cache.try_update(|tokens| tokens.add(&response("bob", "read"))).unwrap();
     assert!(updated.is_rotation_pending(), "{:?}", updated.rotation());
     forgetful.1.store(false, Ordering::SeqCst);
-    let updated = cache.update(|tokens| tokens.add(&response("bob", "write"))).unwrap();
+    let updated = cache.try_update(|tokens| tokens.add(&response("bob", "write"))).unwrap();
     assert!(!updated.is_rotation_pending());
     replace(&bench, &old);
     assert!(bench.builder().open().unwrap_err().is_key_lost(), "the old copy is shut");
@@ -217,7 +220,7 @@ fn a_locked_store_that_says_no_such_entry_does_not_end_a_rotation() {
 fn a_running_process_does_not_rotate_into_another_key_store() {
     let bench = Bench::new();
     let keys = bench.base.path().join("keys");
-    let builder = || bench.builder_with(Arc::new(tokenseal::KeyFileStore::new(&keys)));
+    let builder = || bench.builder_with(Arc::new(tokenseal::key_store::KeyFileStore::new(&keys)));
     let cache = builder().open().unwrap();
     cache.add(&response("alice", "read")).unwrap();
     cache.add(&response("bob", "read")).unwrap();
@@ -225,7 +228,7 @@ fn a_running_process_does_not_rotate_into_another_key_store() {
     let elsewhere = bench.base.path().join("elsewhere");
     fs::rename(&keys, &elsewhere).unwrap();
     assert!(cache.remove_account(&account("alice")).unwrap().is_rotation_pending());
-    assert!(cache.update(|tokens| tokens.add(&response("bob", "more"))).unwrap().is_rotation_pending());
+    assert!(cache.try_update(|tokens| tokens.add(&response("bob", "more"))).unwrap().is_rotation_pending());
     assert_eq!(key_id(&bench.file()), old_key);
     let _ = fs::remove_dir_all(&keys);
     fs::rename(&elsewhere, &keys).unwrap();
@@ -233,7 +236,9 @@ fn a_running_process_does_not_rotate_into_another_key_store() {
     assert!(
         has(&reopened, "bob", "read") && has(&reopened, "bob", "more") && !has(&reopened, "alice", "read")
     );
-    assert!(!reopened.update(|tokens| tokens.add(&response("bob", "last"))).unwrap().is_rotation_pending());
+    assert!(
+        !reopened.try_update(|tokens| tokens.add(&response("bob", "last"))).unwrap().is_rotation_pending()
+    );
     assert_ne!(key_id(&bench.file()), old_key);
     assert_eq!(common::files(&keys).len(), 1);
 }
@@ -272,7 +277,7 @@ fn while_the_key_store_hangs_changes_go_on() {
     keys.hangs(false);
     // The call that hung ends now; the next change makes up for what it left.
     std::thread::sleep(std::time::Duration::from_millis(100));
-    let made_up = cache.update(|tokens| tokens.add(&response("stays", "last"))).unwrap();
+    let made_up = cache.try_update(|tokens| tokens.add(&response("stays", "last"))).unwrap();
     assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
 }
 
@@ -296,7 +301,7 @@ fn a_call_of_the_key_store_that_ends_after_its_deadline_destroys_nothing() {
         if goes_on {
             // Another process, whose key store answers, makes up for the rotation before the call ends.
             let other = bench.open();
-            let made_up = other.update(|tokens| tokens.add(&response("bob", "more"))).unwrap();
+            let made_up = other.try_update(|tokens| tokens.add(&response("bob", "more"))).unwrap();
             assert!(!made_up.is_rotation_pending(), "{call}: {:?}", made_up.rotation());
             other.add(&response("carol", "read")).unwrap();
             assert!(!other.remove_account(&account("carol")).unwrap().is_rotation_pending());
@@ -312,7 +317,7 @@ fn a_call_of_the_key_store_that_ends_after_its_deadline_destroys_nothing() {
             assert_eq!(has(cache, "bob", "more"), goes_on, "{call}");
         }
         for round in ["first", "second"] {
-            let made_up = cache.update(|tokens| tokens.add(&response("bob", round))).unwrap();
+            let made_up = cache.try_update(|tokens| tokens.add(&response("bob", round))).unwrap();
             assert!(!made_up.is_rotation_pending(), "{call}: {:?}", made_up.rotation());
         }
         assert!(has(&bench.builder().cache("neighbour").open().unwrap(), "dave", "read"), "{call}");

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::{account, has, response};
 use denying_service::DenyingService;
-use tokenseal::{PersistedTokenCache, PersistedTokenCacheBuilder, probe};
+use tokenseal::{PersistedTokenCache, key_store::probe, persisted::PersistedTokenCacheBuilder};
 
 /// Runs `task` of [`as_a_child_process`] with a Secret Service in the given state.
 fn run(state: Option<&str>, task: &str) {
@@ -229,7 +229,7 @@ fn as_a_child_process() {
             }
             // The write that was cut off may land now. It destroys nothing, and the rotation is made up for.
             std::thread::sleep(Duration::from_millis(300));
-            let made_up = cache.update(|tokens| tokens.add(&response("bob", "read"))).unwrap();
+            let made_up = cache.try_update(|tokens| tokens.add(&response("bob", "read"))).unwrap();
             assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
             drop(cache);
             assert!(has(&builder(base).open().unwrap(), "bob", "read"));
@@ -285,7 +285,7 @@ fn as_a_child_process() {
             drop(service);
             let mut genuine = restart_service();
             assert!(has(&builder(base).open().unwrap(), "bob", "read"), "the key was there all the time");
-            let made_up = cache.update(|tokens| tokens.add(&response("dave", "read"))).unwrap();
+            let made_up = cache.try_update(|tokens| tokens.add(&response("dave", "read"))).unwrap();
             assert!(!made_up.is_rotation_pending(), "{:?}", made_up.rotation());
             genuine.kill().unwrap();
             genuine.wait().unwrap();

@@ -11,11 +11,16 @@ use std::time::Duration;
 use common::key_stores::Refusing;
 use common::rotating::Rotating;
 use common::{Bench, CLIENT, ENVIRONMENT, account, response, wanted};
-use tokenseal::seal::{self, Context, KeyId, Kind, SealError, SealingKey};
 use tokenseal::{
-    AccountQuery, AcquireError, AcquireRequest, CacheError, EnvironmentAliases, Error, FileError,
-    KeyFileStore, KeyName, KeyStore, KeyStoreError, MemoryKeyStore, RefreshFailure, RefreshTokenQuery,
-    Secret, SecretBytes, SharedTokenCache, SignInReason, StoreError, TokenCache, TokenResponse,
+    AcquireError, CacheError, RefreshTokenQuery, Secret, SharedTokenCache, TokenCache, TokenResponse,
+    cache::{AccountQuery, EnvironmentAliases},
+    key_store::{KeyFileStore, KeyName, KeyStore, KeyStoreError, MemoryKeyStore},
+    refresh::{AcquireRequest, RefreshFailure, SignInReason},
+    seal::SecretBytes,
+};
+use tokenseal::{
+    ErrorKind,
+    seal::{self, Context, KeyId, Kind, SealError, SealingKey},
 };
 
 /// In every token, and in every key text.
@@ -69,7 +74,14 @@ fn short_name(name: &str) -> String {
 fn public_types() -> Vec<String> {
     let is_type = |name: &&str| name.starts_with(char::is_uppercase) && name.contains(char::is_lowercase);
     let mut names = Vec::new();
-    for text in [include_str!("../src/lib.rs"), include_str!("../src/seal/mod.rs")] {
+    for text in [
+        include_str!("../src/lib.rs"),
+        include_str!("../src/cache/mod.rs"),
+        include_str!("../src/key_store/mod.rs"),
+        include_str!("../src/persisted/mod.rs"),
+        include_str!("../src/refresh/mod.rs"),
+        include_str!("../src/seal/mod.rs"),
+    ] {
         for exported in text.split("\npub use ").skip(1) {
             let exported = exported.split(';').next().unwrap();
             let words = exported.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -205,43 +217,39 @@ fn show_the_cache_in_a_file(shown: &mut Shown) {
     let refusing = Arc::new(Refusing::new(&bench.keys));
     let other = bench.builder_with(refusing.clone()).open().unwrap();
     refusing.refuses(true);
-    let updated = other.update(|tokens| Ok::<_, CacheError>(tokens.clear())).unwrap();
+    let updated = other.update(tokenseal::TokenCache::clear).unwrap();
     assert!(updated.is_rotation_pending());
     shown.show(&updated);
     shown.show(updated.rotation());
     refusing.refuses(false);
 
+    shown.show_error(&KeyStoreError::locked("the vault", "it is sealed"));
+    shown.show(&ErrorKind::Tampered);
     let error = bench.builder_with(Arc::new(Exchanging)).open().unwrap_err();
     assert!(error.is_key_lost(), "{error}");
     shown.show_error(&error);
-    let Error::KeyStore(error) = error else { panic!("{error}") };
-    shown.show_error(&error);
     let elsewhere = bench.builder_with(Arc::new(Exchanging)).directory(bench.base.path().join("elsewhere"));
     let error = elsewhere.open().unwrap_err();
-    assert!(matches!(error, Error::KeyStore(KeyStoreError::NotKept { .. })), "{error}");
+    assert_eq!(error.kind(), ErrorKind::KeyNotKept, "{error}");
     shown.show_error(&error);
 
-    let error = cache.update(|tokens| tokens.deserialize("planted")).unwrap_err();
+    let error = cache.try_update(|tokens| tokens.deserialize("planted")).unwrap_err();
     shown.show_error(&error);
     let error = bench.builder().size_limit(1_000).open().unwrap().add(&planted_response()).unwrap_err();
     assert!(error.is_too_large(), "{error}");
-    shown.show_error(&error);
-    let Error::Store(error) = error else { panic!("{error}") };
-    let _: &StoreError = &error;
     shown.show_error(&error);
 
     // Where a program handed a token over as a name, the name is shown: it is none of ours to hide.
     common::plant(&bench.base.path().join("content"), b"[\"planted\"]");
     let error = common::with_key_file(&bench.base.path().join("content")).open().unwrap_err();
-    assert!(matches!(error, Error::Content { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::NotACache, "{error}");
+    shown.show_error(error.cache_error().unwrap());
     shown.show_error(&error);
     std::fs::remove_file(bench.file()).unwrap();
     std::fs::create_dir(bench.file()).unwrap();
     let error = bench.builder().open().unwrap_err();
     shown.show_error(&error);
-    let Error::Store(StoreError::File(error)) = error else { panic!("{error}") };
-    let _: &FileError = &error;
-    shown.show_error(&error);
+    assert_eq!(error.kind(), ErrorKind::WrongFileType, "{error}");
 }
 
 fn show_the_refresh(shown: &mut Shown) {
@@ -338,14 +346,14 @@ fn no_public_type_shows_a_secret() {
     show_the_refresh(&mut shown);
     #[cfg(feature = "keyring")]
     {
-        shown.show(&tokenseal::KeyringStore::platform());
-        shown.show(&tokenseal::Surroundings::detect());
+        shown.show(&tokenseal::key_store::KeyringStore::platform());
+        shown.show(&tokenseal::key_store::HostEnvironment::detect());
         // It asks the keyring: tests/secret_service.rs looks at it, beside a key.
         shown.add("Probe", "");
     }
     let mut types = public_types();
     if cfg!(not(feature = "keyring")) {
-        types.retain(|name| !["KeyringStore", "Probe", "Surroundings"].contains(&name.as_str()));
+        types.retain(|name| !["KeyringStore", "Probe", "HostEnvironment"].contains(&name.as_str()));
     }
     assert!(types.len() > 40, "{types:?}");
     let left_out: Vec<_> = types.iter().filter(|name| !shown.0.contains_key(*name)).collect();

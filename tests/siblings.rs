@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 use tokenseal::{
-    AccessTokenQuery, Account, AcquireError, AcquireRequest, Origin, RefreshCall, RefreshFailure,
-    RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
+    AccessTokenQuery, Account, AcquireError, RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
+    refresh::{AcquireRequest, RefreshCall, RefreshFailure, TokenSource},
 };
 
 const T1: &str = "11111111-aaaa-4aaa-8aaa-111111111111";
@@ -48,10 +48,10 @@ fn alice() -> Account {
     Account::new("alice", "idp.example")
 }
 fn want(account: &Account, scope: &str) -> AccessTokenQuery {
-    AccessTokenQuery::new("app").account(account).scopes([scope])
+    AccessTokenQuery::for_account("app", account).scopes([scope])
 }
 fn rts(cache: &SharedTokenCache) -> Vec<String> {
-    cache.read(|c| c.refresh_tokens().map(|t| t.expose().to_owned()).collect())
+    cache.read(|c| c.refresh_tokens().map(|t| t.expose().to_owned()).collect()).unwrap()
 }
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
@@ -82,8 +82,8 @@ fn a_row_that_names_no_issuer_is_nobody_s_where_an_id_has_several() {
     let endpoint = "https://idp.example/realms/a/protocol/openid-connect/token";
     cache.add(&extra().token_endpoint(endpoint)).unwrap();
     cache.add(&extra().environment("idp.example").realm("a").issuer("https://idp.example/realms/a")).unwrap();
-    assert!(cache.find_access_token(&want(&a, "extra")).is_some());
-    let bobs = cache.find_access_token(&want(&b, "extra")).map(|t| t.expose().to_owned());
+    assert!(cache.find_access_token(&want(&a, "extra").any_realm()).is_some());
+    let bobs = cache.find_access_token(&want(&b, "extra").any_realm()).map(|t| t.expose().to_owned());
     let next = cache.find_refresh_token(&RefreshTokenQuery::new("app", &b)).map(|t| t.expose().to_owned());
     let shared = SharedTokenCache::new(cache);
     let log = Log::default();
@@ -238,7 +238,7 @@ fn a_failure_of_the_old_token_does_not_count_for_a_sign_in_made_meanwhile() {
     ] {
         let shared = SharedTokenCache::new(TokenCache::new());
         shared
-            .update(|c| {
+            .try_update(|c| {
                 c.add(&plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)))
             })
             .unwrap();
@@ -249,7 +249,7 @@ fn a_failure_of_the_old_token_does_not_count_for_a_sign_in_made_meanwhile() {
             let _ = call.form();
             if call.refresh_token().expose() == "rt-old" {
                 // A sign-in meanwhile, whose access token is for something else.
-                s.update(|c| c.add(&resp(r#"{"access_token":"at-new","refresh_token":"rt-new","expires_in":1,"scope":"read"}"#)
+                s.try_update(|c| c.add(&resp(r#"{"access_token":"at-new","refresh_token":"rt-new","expires_in":1,"scope":"read"}"#)
                     .environment("idp.example").realm("r").home_account_id("alice").grant_type("authorization_code")
                     .received_at(SystemTime::now() - Duration::from_secs(2)))).unwrap();
                 return call.answer(status, None, None, body);
@@ -274,7 +274,7 @@ fn a_guard_remembers_errors_that_come_with_a_status_of_success() {
         ("<html>", false),
     ] {
         let shared = SharedTokenCache::new(TokenCache::new());
-        shared.update(|c| c.add(&plain("old", "read", 3600))).unwrap();
+        shared.try_update(|c| c.add(&plain("old", "read", 3600))).unwrap();
         let mut requests = 0;
         for _ in 0..20 {
             let query = RefreshTokenQuery::new("app", &alice());
@@ -319,8 +319,8 @@ fn the_refresh_token_of_the_wanted_scopes_comes_first_where_it_is_for_these_only
     for kind in ["invalid_scope", "less"] {
         let shared = SharedTokenCache::new(TokenCache::new());
         let ago = |s| SystemTime::now() - Duration::from_secs(s);
-        shared.update(|c| c.add(&plain("mail", "mail", 3600).received_at(ago(8000)))).unwrap();
-        shared.update(|c| c.add(&plain("files", "files", 3600).received_at(ago(7000)))).unwrap();
+        shared.try_update(|c| c.add(&plain("mail", "mail", 3600).received_at(ago(8000)))).unwrap();
+        shared.try_update(|c| c.add(&plain("files", "files", 3600).received_at(ago(7000)))).unwrap();
         let log = Log::default();
         let l = log.clone();
         let got = shared.acquire(&want(&alice(), "mail"), move |call| {
@@ -353,14 +353,14 @@ fn the_refresh_token_of_the_wanted_scopes_comes_first_where_it_is_for_these_only
 fn whoever_has_a_use_for_a_token_is_served_it_beside_one_who_replaces_it() {
     let shared = SharedTokenCache::new(TokenCache::new());
     shared
-        .update(|c| {
+        .try_update(|c| {
             c.add(
                 &plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(3600 - 240)),
             )
         })
         .unwrap();
     let query = want(&alice(), "read");
-    let old = shared.read(|c| c.find_access_token(&query.clone().skew(Duration::ZERO))).unwrap();
+    let old = shared.find_access_token(&query.clone().skew(Duration::ZERO)).unwrap().unwrap();
     let (s, q) = (shared.clone(), query.clone());
     let replacing = thread::spawn(move || {
         s.acquire(AcquireRequest::new(&q).replacing(&old), |call| {
@@ -380,7 +380,7 @@ fn whoever_has_a_use_for_a_token_is_served_it_beside_one_who_replaces_it() {
 fn a_token_that_expires_during_the_call_has_expired() {
     let shared = SharedTokenCache::new(TokenCache::new());
     shared
-        .update(|c| {
+        .try_update(|c| {
             c.add(&plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)))
         })
         .unwrap();
@@ -404,7 +404,7 @@ fn a_refresh_in_below_zero_counts_as_absent() {
     let mut bad = Vec::new();
     for refresh_in in ["-1000", "\"-3600\"", "-1", "0"] {
         let shared = SharedTokenCache::new(TokenCache::new());
-        shared.update(|c| c.add(&resp(&format!(r#"{{"access_token":"at","refresh_token":"rt","expires_in":3600,"refresh_in":{refresh_in}}}"#))
+        shared.try_update(|c| c.add(&resp(&format!(r#"{{"access_token":"at","refresh_token":"rt","expires_in":3600,"refresh_in":{refresh_in}}}"#))
             .environment("idp.example").realm("r").home_account_id("alice").requested_scopes(["read"]).grant_type("authorization_code"))).unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         for _ in 0..50 {
@@ -428,7 +428,9 @@ fn a_refresh_in_below_zero_counts_as_absent() {
 fn the_same_token_is_not_remembered_past_its_own_end() {
     let shared = SharedTokenCache::new(TokenCache::new());
     shared
-        .update(|c| c.add(&plain("same", "read", 10).received_at(SystemTime::now() - Duration::from_secs(7))))
+        .try_update(|c| {
+            c.add(&plain("same", "read", 10).received_at(SystemTime::now() - Duration::from_secs(7)))
+        })
         .unwrap();
     let query = want(&alice(), "read");
     let end = SystemTime::now() + Duration::from_secs(3);
@@ -444,7 +446,7 @@ fn the_same_token_is_not_remembered_past_its_own_end() {
             Err(_) => call.answer(200, None, None, r#"{"access_token":"at-fresh","expires_in":3600}"#),
         }
     };
-    assert_eq!(shared.acquire(&query, call).unwrap().origin(), Origin::StillValid);
+    assert_eq!(shared.acquire(&query, call).unwrap().origin(), TokenSource::StillValid);
     thread::sleep(Duration::from_millis(4_200));
     let then = shared.acquire(&query, call);
     assert!(then.is_ok(), "the server would give another one now");
@@ -467,7 +469,7 @@ fn only_the_member_error_ends_a_refresh_token() {
     ] {
         let shared = SharedTokenCache::new(TokenCache::new());
         shared
-            .update(|c| {
+            .try_update(|c| {
                 c.add(&plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)))
             })
             .unwrap();
@@ -485,7 +487,7 @@ fn only_the_member_error_ends_a_refresh_token() {
 fn refusals_survive_a_rotation_that_comes_with_an_error() {
     let shared = SharedTokenCache::new(TokenCache::new());
     shared
-        .update(|c| {
+        .try_update(|c| {
             c.add(&plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)))
         })
         .unwrap();
@@ -532,7 +534,7 @@ fn retry_after_is_read_in_odd_forms() {
     ] {
         let shared = SharedTokenCache::new(TokenCache::new());
         shared
-            .update(|c| {
+            .try_update(|c| {
                 c.add(&plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)))
             })
             .unwrap();
@@ -562,7 +564,7 @@ fn what_servers_write_for_no_token_costs_no_other() {
     ] {
         let shared = SharedTokenCache::new(TokenCache::new());
         shared
-            .update(|c| {
+            .try_update(|c| {
                 c.add(&plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)))
             })
             .unwrap();
@@ -590,7 +592,7 @@ fn forms_are_read_with_blanks_before_them_and_under_other_names() {
     ] {
         let shared = SharedTokenCache::new(TokenCache::new());
         shared
-            .update(|c| {
+            .try_update(|c| {
                 c.add(&plain("old", "read", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)))
             })
             .unwrap();
@@ -618,9 +620,9 @@ fn a_request_shows_no_claims_and_no_credentials() {
 fn a_sign_in_dated_in_the_future_does_not_come_before_a_newer_one() {
     let shared = SharedTokenCache::new(TokenCache::new());
     let year = Duration::from_secs(365 * 24 * 3600);
-    shared.update(|c| c.add(&plain("old", "read", 3600).received_at(SystemTime::now() + year))).unwrap();
+    shared.try_update(|c| c.add(&plain("old", "read", 3600).received_at(SystemTime::now() + year))).unwrap();
     shared
-        .update(|c| {
+        .try_update(|c| {
             c.add(
                 &plain("new", "read write", 3600).received_at(SystemTime::now() - Duration::from_secs(7200)),
             )
@@ -667,7 +669,7 @@ fn codes_mean_what_providers_mean_by_them() {
     {
         let shared = SharedTokenCache::new(TokenCache::new());
         let ago = SystemTime::now() - Duration::from_secs(7200);
-        shared.update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
+        shared.try_update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
         let body = format!(r#"{{"error":"{code}"}}"#);
         let refused = move |call: RefreshCall| call.answer(400, None, None, body.as_str());
         let error = shared.acquire(&want(&alice(), "read"), refused).unwrap_err();
@@ -721,7 +723,7 @@ fn numbers_at_their_limits_do_no_harm() {
         for field in ["expires_in", "expires_on", "refresh_in", "ext_expires_in"] {
             let shared = SharedTokenCache::new(TokenCache::new());
             shared
-                .update(|c| {
+                .try_update(|c| {
                     c.add(
                         &plain("old", "read", 3600)
                             .received_at(SystemTime::now() - Duration::from_secs(7200)),
@@ -845,9 +847,9 @@ fn an_outage_is_that_of_the_token_not_of_the_row() {
     let log = Log::default();
     for client in ["app", "app2"] {
         let l = log.clone();
-        let query = AccessTokenQuery::new(client)
-            .account(&Account::new("alice", "login.microsoftonline.com"))
-            .scopes(["mail"]);
+        let query =
+            AccessTokenQuery::for_account(client, &Account::new("alice", "login.microsoftonline.com"))
+                .scopes(["mail"]);
         let _ = shared.acquire(&query, move |call| {
             l.push(&call);
             call.answer(503, None, Some("60"), "")
@@ -870,7 +872,7 @@ fn an_account_without_issuer_gets_nobody_s_token() {
 #[test]
 fn what_another_handle_signed_in_meanwhile_is_not_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let keys = Arc::new(tokenseal::MemoryKeyStore::new());
+    let keys = Arc::new(tokenseal::key_store::MemoryKeyStore::new());
     let open = || {
         tokenseal::PersistedTokenCache::builder("attack")
             .directory(directory.path().join("t"))
@@ -906,12 +908,12 @@ fn sequences_that_hold() {
     let ago = SystemTime::now() - Duration::from_secs(7200);
     // Sign-out, and sign-in again, while the call is under way: the newer session stays.
     let shared = SharedTokenCache::new(TokenCache::new());
-    shared.update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
+    shared.try_update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
     let s = shared.clone();
     let got = shared.acquire(&want(&alice(), "mail"), move |call| {
         let _ = call.form();
         if call.refresh_token().expose() == "rt-old" {
-            s.update(|c| {
+            s.try_update(|c| {
                 c.remove_account(&alice());
                 c.add(&plain("new", "read", 3600)).map(drop)
             })
@@ -928,7 +930,7 @@ fn sequences_that_hold() {
     assert_eq!((got.unwrap().token().expose(), rts(&shared)), ("y", vec!["rt-y".to_owned()]));
     // Rotated, then dead: no older token comes back.
     let shared = SharedTokenCache::new(TokenCache::new());
-    shared.update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
+    shared.try_update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
     shared
         .acquire(&want(&alice(), "a"), |call| {
             let _ = call.form();
@@ -971,7 +973,7 @@ fn sequences_that_hold() {
     assert_eq!((log.all().len(), rts(&shared)), (1, vec!["rt-ada".to_owned()]));
     // Duplicate members: the last one counts, for the token and its successor alike.
     let shared = SharedTokenCache::new(TokenCache::new());
-    shared.update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
+    shared.try_update(|c| c.add(&plain("old", "read", 3600).received_at(ago))).unwrap();
     let got = shared.acquire(&want(&alice(), "a"), |call| { let _ = call.form(); call.answer(200, None, None, r#"{"access_token":"1","access_token":"2","refresh_token":"r1","refresh_token":"r2","expires_in":"3600.5"}"#) }).unwrap();
     assert_eq!((got.token().expose(), rts(&shared)), ("2", vec!["r2".to_owned()]));
 }

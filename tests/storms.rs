@@ -14,8 +14,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use common::rotating::never;
 use oidc::Provider;
 use tokenseal::{
-    AccessTokenQuery, AcquireError, Acquired, MintCall, PersistedTokenCache, RefreshCall, RefreshFailure,
-    TokenResponse,
+    AccessTokenQuery, AcquireError, PersistedTokenCache, TokenResponse,
+    refresh::{Acquired, MintCall, RefreshCall, RefreshFailure},
 };
 
 /// A child process that does what it is told, line by line.
@@ -188,7 +188,7 @@ fn as_a_child_process() {
                         let (cache, url) = (cache.clone(), url.clone());
                         runtime.spawn(async move {
                             let to = url.clone();
-                            let call = move |call: tokenseal::RefreshCall| {
+                            let call = move |call: tokenseal::refresh::RefreshCall| {
                                 let url = to.clone();
                                 async move {
                                     let call = move || oidc::refresh(&url, &call);
@@ -252,7 +252,10 @@ fn sixty_four_processes_make_one_request_a_round() {
 }
 
 fn of_the_application() -> AccessTokenQuery {
-    AccessTokenQuery::new("daemon").environment("idp.example").realm("tenant").scopes(["orders.read"])
+    AccessTokenQuery::for_application("daemon")
+        .environment("idp.example")
+        .realm("tenant")
+        .scopes(["orders.read"])
 }
 
 #[test]
@@ -268,7 +271,7 @@ fn sixty_four_processes_get_the_application_s_token_by_one_call_a_round() {
         let calls = std::fs::metadata(base.path().join("calls")).unwrap().len();
         assert_eq!(calls, round, "one call a round");
         let found = cache.find_access_token(&of_the_application()).unwrap().unwrap();
-        cache.update(|tokens| Ok::<_, tokenseal::Error>(tokens.remove_access_token(&found))).unwrap();
+        cache.update(|tokens| tokens.remove_access_token(&found)).unwrap();
     }
     println!("20 rounds of 64 processes: 20 calls");
     workers.into_iter().for_each(Worker::dismiss);

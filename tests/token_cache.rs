@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokenseal::{AccessTokenQuery, Account, CacheError, RefreshTokenQuery, TokenCache, TokenResponse};
+use tokenseal::{
+    AccessTokenQuery, Account, CacheError, RefreshTokenQuery, Secret, TokenCache, TokenResponse,
+};
 
 const NOW: u64 = 1_700_000_000;
 
@@ -44,7 +46,7 @@ fn two_realms_of_one_server() {
     let account = &cache.accounts()[0];
     assert_eq!(account.realms(), ["shop", "Shop", "staff"]);
     for realm in ["shop", "Shop", "staff"] {
-        let wanted = AccessTokenQuery::new("app").account(account).realm(realm);
+        let wanted = AccessTokenQuery::for_account("app", account).realm(realm);
         assert_eq!(secret(&cache, wanted), Some(format!("at-{realm}")));
         assert!(cache.find_id_token("app", account, Some(realm)).is_some());
     }
@@ -65,7 +67,7 @@ fn two_ports_of_one_host() {
     for port in [8080, 8443] {
         let account = Account::new("alice", format!("LOCALHOST:{port}"));
         assert_eq!(
-            secret(&cache, AccessTokenQuery::new("app").account(&account)),
+            secret(&cache, AccessTokenQuery::for_account("app", &account)),
             Some(format!("at-{port}"))
         );
     }
@@ -94,10 +96,14 @@ fn a_provider_without_id_tokens() {
         assert_eq!(added.account().unwrap().username(), user);
     }
     for account in cache.accounts() {
-        let wanted = AccessTokenQuery::new("app").account(&account).scopes(["repo"]);
+        let wanted = AccessTokenQuery::for_account("app", &account).scopes(["repo"]);
         assert_eq!(secret(&cache, wanted), Some(format!("gho-{}", account.home_account_id())));
     }
-    assert_eq!(secret(&cache, AccessTokenQuery::new("app")), None, "a user's token is not the application's");
+    assert_eq!(
+        secret(&cache, AccessTokenQuery::for_application("app")),
+        None,
+        "a user's token is not the application's"
+    );
 }
 
 #[test]
@@ -117,7 +123,7 @@ fn accounts_that_differ_in_case_only_do_not_overwrite_each_other() {
     assert_eq!(cache.refresh_tokens().count(), subs.len());
     for account in cache.accounts() {
         let id = account.home_account_id();
-        assert_eq!(secret(&cache, AccessTokenQuery::new("app").account(&account)), Some(format!("at-{id}")));
+        assert_eq!(secret(&cache, AccessTokenQuery::for_account("app", &account)), Some(format!("at-{id}")));
     }
     let json = cache.serialize().into_json();
     let text: serde_json::Value = serde_json::from_slice(json.expose()).unwrap();
@@ -148,10 +154,11 @@ fn an_expired_token_is_never_found_and_the_skew_counts() {
         .add(&response(r#"{"access_token":"x","expires_in":1000}"#).environment("e").realm("r"))
         .unwrap();
     let found = |now, skew| {
-        let query = AccessTokenQuery::new("app").at(at(now)).skew(Duration::from_secs(skew));
+        let query = AccessTokenQuery::for_application("app").at(at(now)).skew(Duration::from_secs(skew));
         cache.find_access_token(&query).is_some()
     };
-    let by_default = |now| cache.find_access_token(&AccessTokenQuery::new("app").at(at(now))).is_some();
+    let by_default =
+        |now| cache.find_access_token(&AccessTokenQuery::for_application("app").at(at(now))).is_some();
     assert!(by_default(NOW + 699) && !by_default(NOW + 700));
     assert!(found(NOW + 999, 0) && !found(NOW + 1000, 0) && !found(NOW + 5000, 0));
     assert!(found(NOW, 999) && !found(NOW, 1000));
@@ -173,7 +180,8 @@ fn the_token_that_lasts_longest_comes_first_and_the_very_environment_before_it()
     );
     let mut cache = TokenCache::new();
     cache.deserialize(json).unwrap();
-    let at_environment = |environment| AccessTokenQuery::new("app").account(&Account::new("u", environment));
+    let at_environment =
+        |environment| AccessTokenQuery::for_account("app", &Account::new("u", environment)).scopes(["a"]);
     assert_eq!(secret(&cache, at_environment("login.microsoftonline.com")).as_deref(), Some("long"));
     assert_eq!(secret(&cache, at_environment("login.windows.net")).as_deref(), Some("alias"));
     assert_eq!(secret(&cache, at_environment("sts.windows.net")).as_deref(), Some("alias"));
@@ -320,10 +328,13 @@ fn of_two_tokens_that_last_as_long_the_first_is_found_and_none_without_a_secret(
         .join(",");
     let mut cache = TokenCache::new();
     cache.deserialize(format!(r#"{{"AccessToken":{{{rows}}}}}"#)).unwrap();
-    assert_eq!(secret(&cache, AccessTokenQuery::new("app")).as_deref(), Some("first"));
+    assert_eq!(
+        secret(&cache, AccessTokenQuery::for_application("app").any_scope()).as_deref(),
+        Some("first")
+    );
     assert_eq!(cache.access_tokens().count(), 2);
     // A printed list ends as it begins.
-    assert!(secret(&cache, AccessTokenQuery::new("app").scopes(["['odd"])).is_some());
+    assert!(secret(&cache, AccessTokenQuery::for_application("app").scopes(["['odd"])).is_some());
 }
 
 #[test]
@@ -384,7 +395,7 @@ fn oauth2_responses_are_taken_as_they_are() {
     let response = TokenResponse::from_serialize(&answer).unwrap().client_id("app").received_at(at(NOW));
     let mut cache = TokenCache::new();
     cache.add(&response.environment("e").realm("r").home_account_id("u")).unwrap();
-    let wanted = AccessTokenQuery::new("app").account(&Account::new("u", "e")).scopes(["a", "b"]).at(at(NOW));
+    let wanted = AccessTokenQuery::for_account("app", &Account::new("u", "e")).scopes(["a", "b"]).at(at(NOW));
     let token = cache.find_access_token(&wanted).unwrap();
     assert_eq!((token.expose(), token.expires_on()), ("at", at(NOW + 3600)));
     assert_eq!(refresh_tokens(&cache, "app"), ["rt"]);
@@ -409,7 +420,7 @@ fn no_secret_is_in_any_debug() {
     let response = response.token_endpoint("https://idp.example/t");
     let added = cache.add(&response).unwrap();
     let account = added.account().unwrap();
-    let query = AccessTokenQuery::new("app").account(account).at(at(NOW));
+    let query = AccessTokenQuery::for_account("app", account).at(at(NOW));
     let token = cache.find_access_token(&query.parameters([("subject_token", "planted-t")])).unwrap();
     let refresh = cache.find_refresh_token(&RefreshTokenQuery::new("app", account)).unwrap();
     let id = cache.find_id_token("app", account, None).unwrap();
@@ -443,11 +454,11 @@ fn many_changes_leave_the_cache_as_a_fresh_one_would_be() {
         assert_eq!(cache.serialize().json().expose(), fresh.serialize().json().expose());
         assert_eq!(cache.accounts(), fresh.accounts());
         let account = Account::new(user, "e");
-        let query = AccessTokenQuery::new("app").account(&account);
+        let query = AccessTokenQuery::for_account("app", &account);
         assert_eq!(secret(&cache, query.clone()), Some(format!("at-{round}")));
         assert_eq!(secret(&fresh, query), Some(format!("at-{round}")));
         let name = format!("name-{}", round % 11);
-        let named = tokenseal::AccountQuery::new().username(name);
+        let named = tokenseal::cache::AccountQuery::new().username(name);
         assert_eq!(cache.find_accounts(&named), fresh.find_accounts(&named));
     }
 }
@@ -562,11 +573,31 @@ fn a_refresh_that_does_not_say_whose_it_is_belongs_to_the_owner_of_the_token_sen
     let mut held: Vec<_> = cache.refresh_tokens().map(|token| token.expose().to_owned()).collect();
     held.sort();
     assert_eq!(held, ["rt-bob", "rt2-alice"]);
-    let alice = AccessTokenQuery::new("app").account(&Account::new("alice", "e"));
+    let alice = AccessTokenQuery::for_account("app", &Account::new("alice", "e"));
     assert_eq!(secret(&cache, alice).as_deref(), Some("new"));
-    assert_eq!(secret(&cache, AccessTokenQuery::new("app")), None, "nobody's token is the application's");
+    assert_eq!(
+        secret(&cache, AccessTokenQuery::for_application("app")),
+        None,
+        "nobody's token is the application's"
+    );
     // The token that was sent is known no more: then nothing says whose the new ones are.
-    for body in [rotated, r#"{"access_token":"new","expires_in":900}"#] {
-        assert!(matches!(cache.add(&refresh(body)), Err(CacheError::NoAccount)), "{body}");
+    let unknown = r#"{"access_token":"new","expires_in":900}"#;
+    assert!(matches!(cache.add(&refresh(unknown)), Err(CacheError::NoAccount)));
+}
+
+#[test]
+fn an_answer_to_a_refresh_that_is_added_again_belongs_where_it_did() {
+    let mut cache = TokenCache::new();
+    let sign_in = r#"{"access_token":"first","refresh_token":"rt1","expires_in":1,"scope":"read"}"#;
+    let sign_in = response(sign_in).environment("idp.example").realm("tenant").home_account_id("alice");
+    cache.add(&sign_in).unwrap();
+    let answer = response(r#"{"access_token":"second","refresh_token":"rt2","expires_in":3600}"#);
+    let answer = answer.sent_refresh_token(Secret::from("rt1"));
+    for _ in 0..2 {
+        cache.add(&answer).unwrap();
+        let account = Account::new("alice", "idp.example");
+        let wanted = AccessTokenQuery::for_account("app", &account).realm("tenant").scopes(["read"]);
+        assert_eq!(secret(&cache, wanted).as_deref(), Some("second"));
+        assert_eq!(cache.access_tokens().count(), 1);
     }
 }

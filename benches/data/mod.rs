@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tokenseal::{
-    AccessTokenQuery, Account, KeyFileStore, PersistedTokenCache, PersistedTokenCacheBuilder, TokenCache,
+    AccessTokenQuery, Account, PersistedTokenCache, TokenCache, key_store::KeyFileStore,
+    persisted::PersistedTokenCacheBuilder,
 };
 
 pub(crate) const CLIENT: &str = "d3adb33f-c0de-ed0c-c0de-deadb33fc0d3";
@@ -37,7 +38,7 @@ pub(crate) fn username(number: usize) -> String {
 
 pub(crate) fn wanted(number: usize) -> AccessTokenQuery {
     let at = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    AccessTokenQuery::new(CLIENT).account(&account(number)).scopes(["User.Read"]).at(at)
+    AccessTokenQuery::for_account(CLIENT, &account(number)).scopes(["User.Read"]).at(at)
 }
 
 /// The JSON of a cache of this many accounts, in the order of sections that msal (Python) writes.
@@ -101,7 +102,7 @@ pub(crate) fn sealed(base: &Path, accounts: usize) -> PersistedTokenCache {
     let mut tokens = TokenCache::new();
     tokens.deserialize(json(accounts)).expect("the JSON is a cache");
     cache
-        .update(|empty| {
+        .try_update(|empty| {
             *empty = tokens;
             Ok::<_, tokenseal::Error>(())
         })

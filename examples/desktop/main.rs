@@ -23,8 +23,9 @@ use oauth2::{
 };
 use support::identity_provider;
 use tokenseal::{
-    AccessTokenQuery, Origin, PersistedTokenCache, RefreshCall, RefreshFailure, Rotation, Secret,
-    TokenResponse,
+    AccessTokenQuery, PersistedTokenCache, Secret, TokenResponse,
+    persisted::Rotation,
+    refresh::{RefreshCall, RefreshFailure, TokenSource},
 };
 
 const APPLICATION: &str = "tokenseal-desktop-example";
@@ -60,12 +61,12 @@ fn call_the_service(cache: &PersistedTokenCache) -> Result<(), Box<dyn Error>> {
 /// A token to call the service with: from the cache, or by the refresh token, or by signing in.
 fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     for account in cache.accounts()? {
-        let wanted = AccessTokenQuery::new(CLIENT_ID).account(&account).scopes([SCOPE]);
+        let wanted = AccessTokenQuery::for_account(CLIENT_ID, &account).scopes([SCOPE]);
         // However many processes run this at once, one of them refreshes and all get the token.
         match cache.acquire(&wanted, |call| refresh(&call)) {
             Ok(acquired) => {
                 let how = match acquired.origin() {
-                    Origin::Refreshed => "already; the token was refreshed",
+                    TokenSource::Refreshed => "already; the token was refreshed",
                     _ => "already",
                 };
                 println!("Signed in as {} {how}.", account.username());
@@ -80,7 +81,7 @@ fn access_token(cache: &PersistedTokenCache) -> Result<Secret, Box<dyn Error>> {
     let added = cache.add(&response)?; // On disk, sealed, before this returns.
     let account = added.account().ok_or("the provider did not say who signed in")?;
     println!("Signed in as {}. Run this again: no sign-in will be needed.", account.username());
-    let wanted = AccessTokenQuery::new(CLIENT_ID).account(account).scopes([SCOPE]);
+    let wanted = AccessTokenQuery::for_account(CLIENT_ID, account).scopes([SCOPE]);
     Ok(cache.acquire(&wanted, |call| refresh(&call))?.token().secret())
 }
 

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use etcetera::BaseStrategy as _;
-use tokenseal::{KeyFileStore, PersistedTokenCache, PersistedTokenCacheBuilder};
+use tokenseal::{PersistedTokenCache, key_store::KeyFileStore, persisted::PersistedTokenCacheBuilder};
 
 /// Set where somebody else has told already that the keyring cannot be used.
 pub(crate) const QUIET: &str = "TOKENSEAL_EXAMPLE_QUIET";
@@ -23,7 +23,7 @@ pub(crate) fn open(
             // Not beside the sealed file: whoever copies that directory must not get both.
             let keys = etcetera::choose_base_strategy()?.data_dir().join(application).join("keys");
             if std::env::var_os(QUIET).is_none() {
-                // The error says what is wrong and what would fix it; `tokenseal::probe()` tells the
+                // The error says what is wrong and what would fix it; `tokenseal::key_store::probe()` tells the
                 // same without opening anything.
                 eprintln!("The platform keyring cannot be used: {error}.");
                 if let Some(cause) = error.source() {

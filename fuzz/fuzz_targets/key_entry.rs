@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock, Mutex};
 
 use libfuzzer_sys::fuzz_target;
-use tokenseal::{KeyName, KeyStore, KeyStoreError, PersistedTokenCache, Secret};
+use tokenseal::{PersistedTokenCache, Secret, key_store::{KeyName, KeyStore, KeyStoreError}};
 
 /// Gives out whatever it was told to.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ static BENCH: LazyLock<Bench> = LazyLock::new(|| {
     Bench { directory, genuine }
 });
 
-fn builder(directory: &tempfile::TempDir, entry: &Arc<Entry>) -> tokenseal::PersistedTokenCacheBuilder {
+fn builder(directory: &tempfile::TempDir, entry: &Arc<Entry>) -> tokenseal::persisted::PersistedTokenCacheBuilder {
     let keys = Arc::clone(entry) as Arc<dyn KeyStore>;
     PersistedTokenCache::builder("contoso-cli").directory(directory.path().join("tokens")).key_store(keys)
 }

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
-use tokenseal::{AccessTokenQuery, RefreshFailure, TokenCache, TokenResponse};
+use tokenseal::{AccessTokenQuery, TokenCache, TokenResponse, refresh::RefreshFailure};
 
 fuzz_target!(|data: &[u8]| {
     for status in [200, 400] {
@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
             let mut again = TokenCache::new();
             again.deserialize(cache.serialize().into_json()).expect("what was written is a cache");
             for token in cache.access_tokens() {
-                let mut wanted = AccessTokenQuery::new("app").scopes(token.scopes()).skew(Duration::ZERO);
+                let mut wanted = AccessTokenQuery::for_application("app").scopes(token.scopes()).skew(Duration::ZERO);
                 if let Some(account) = added.account() {
                     wanted = wanted.account(account);
                 }

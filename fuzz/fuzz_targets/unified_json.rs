@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     let accounts = cache.accounts();
     for account in accounts.iter().take(3) {
         for token in cache.access_tokens().take(3).collect::<Vec<_>>() {
-            let wanted = AccessTokenQuery::new(token.client_id()).account(account).scopes(token.scopes());
+            let wanted = AccessTokenQuery::for_account(token.client_id(), account).scopes(token.scopes());
             let _ = cache.find_access_token(&wanted);
             let _ = cache.find_refresh_tokens(&RefreshTokenQuery::new(token.client_id(), account));
             let _ = cache.find_id_token(token.client_id(), account, token.realm());
@@ -27,13 +27,13 @@ fuzz_target!(|data: &[u8]| {
     let response = response.unwrap().client_id("c").environment("e").realm("r").home_account_id("u");
     // A section that is no object refuses it, and is kept.
     if cache.add(&response).is_ok() {
-        let wanted = AccessTokenQuery::new("c").account(&Account::new("u", "e"));
+        let wanted = AccessTokenQuery::for_account("c", &Account::new("u", "e"));
         let wanted = wanted.skew(std::time::Duration::ZERO);
         assert!(cache.find_access_token(&wanted).is_some());
     }
     for account in &accounts {
         cache.remove_account(account);
-        assert!(cache.find_accounts(&tokenseal::AccountQuery::new().home_account_id(account.home_account_id()).environment(account.environment())).is_empty());
+        assert!(cache.find_accounts(&tokenseal::cache::AccountQuery::new().home_account_id(account.home_account_id()).environment(account.environment())).is_empty());
     }
     cache.purge_expired(std::time::SystemTime::now());
     cache.clear();

@@ -13,12 +13,14 @@ use super::rows::{Kind, Lookup, RowId};
 
 impl TokenCache {
     /// All accounts, in the order they were added.
+    #[must_use]
     pub fn accounts(&self) -> Vec<Account> {
         self.find_accounts(&AccountQuery::new())
     }
 
     /// Finds accounts: one for each `home_account_id`, environment and (where that tells users apart)
     /// issuer, its realms gathered. Where the rows of one account differ, the last one counts.
+    #[must_use]
     pub fn find_accounts(&self, query: &AccountQuery) -> Vec<Account> {
         let mut accounts: Vec<Account> = Vec::new();
         let rows: Vec<RowId> = match (&query.home_account_id, &query.username) {

@@ -100,8 +100,8 @@ impl TokenCache {
             let has_refresh_token = derived.refresh_token.is_some() || self.has_refresh_token(&derived);
             let (expires_on, extended_expires_on) = derived.expiry(has_refresh_token);
             let refresh_on = match response.body.seconds_of("refresh_in") {
-                // Before the token came nothing can be due: whoever believed that would refresh at each call.
-                Seconds::Read(seconds) if seconds >= 0 => {
+                // When the token comes, nothing is due: whoever believed that would refresh at each call.
+                Seconds::Read(seconds) if seconds > 0 => {
                     Some(derived.now.saturating_add(seconds).to_string())
                 }
                 Seconds::Read(_) | Seconds::Absent | Seconds::Unreadable => None,

@@ -11,7 +11,7 @@ use super::error::CacheError;
 /// Microsoft's libraries treat as one; other providers have none unless you name them.
 ///
 /// ```
-/// use tokenseal::EnvironmentAliases;
+/// use tokenseal::cache::EnvironmentAliases;
 /// let aliases = EnvironmentAliases::none().with(["login.example.com", "sso.example.com"]);
 /// ```
 #[derive(Debug, Clone)]

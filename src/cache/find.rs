@@ -39,6 +39,7 @@ pub(crate) enum Life {
 impl TokenCache {
     /// Finds an access token that is valid for longer than the query's skew. Of several, one of the
     /// query's very environment comes before one of an alias, and then the one that lasts longest.
+    #[must_use]
     pub fn find_access_token(&self, query: &AccessTokenQuery) -> Option<AccessToken> {
         let (now, valid_at) = query.now_and_valid_at();
         self.best_access_token(query, |fields, expires_on| {
@@ -63,8 +64,13 @@ impl TokenCache {
             (None, None) => Lookup::App(&query.client_id),
         };
         let mut issuers = Issuers::default();
+        let mut realms =
+            Realms { are_compared: query.realm.is_none() && !query.any_realm, ..Realms::default() };
         let found = self.rows.candidates(lookup).filter_map(|row| {
-            let fields = self.rows.fields(row);
+            let fields = Some(self.rows.fields(row)).filter(|fields| self.is_of_owner(fields, query))?;
+            if realms.are_compared {
+                realms.meet(&fields);
+            }
             let expires_on = fields.time(Field::ExpiresOn).filter(|&time| is_good(&fields, time))?;
             let is_wanted = self.is_wanted(&fields, query) && fields.has_secret();
             is_wanted.then(|| {
@@ -81,16 +87,22 @@ impl TokenCache {
             };
             issuers.are_several || self.are_several(&[Kind::Account], owner, environment.as_deref())
         };
-        AccessToken::read(&best.filter(|_| !is_ambiguous())?.1)
+        let best = best.filter(|_| !realms.are_several && !is_ambiguous())?;
+        AccessToken::read(&best.1)
     }
 
-    fn is_wanted(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
+    /// Whether an access token is of the client and the user, or the application, of a query.
+    fn is_of_owner(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
         let owner = query.owner.home_account_id.as_deref();
         fields.is(Field::ClientId, &query.client_id)
             && fields.text(Field::HomeAccountId).as_deref() == owner
-            && query.realm.as_ref().is_none_or(|realm| fields.is(Field::Realm, realm))
             && self.is_in(fields, query.owner.environment.as_deref())
             && self.is_issued_by(Kind::AccessToken, fields, query.owner.issuer.as_deref())
+    }
+
+    /// Whether an access token of the right owner is what a query describes.
+    fn is_wanted(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
+        query.realm.as_ref().is_none_or(|realm| fields.is(Field::Realm, realm))
             && self.covers(fields, query)
             && fields.text(Field::KeyId).as_deref() == query.key_id.as_deref()
             && fields.ext_cache_key().as_deref() == query.ext_cache_key.as_deref()
@@ -99,10 +111,13 @@ impl TokenCache {
 
     /// Whether the target of an access token covers the scopes of a query.
     fn covers(&self, fields: &Fields<'_>, query: &AccessTokenQuery) -> bool {
-        if query.scopes.is_empty() {
+        if query.any_scope {
             return true;
         }
         let target = fields.text(Field::Target).unwrap_or_default();
+        if query.scopes.is_empty() {
+            return target.trim_ascii().is_empty();
+        }
         if let [scope] = &query.scopes[..]
             && *scope == target
         {
@@ -237,10 +252,7 @@ impl TokenCache {
             for row in self.rows.candidates(Lookup::Owner(kind, home_account_id)) {
                 let fields = self.rows.fields(row);
                 let Some(realm) = fields.text(Field::Realm) else { continue };
-                let is_known = |known: &Cow<'_, str>| {
-                    *known == realm || issuer::is_guid(known) && known.eq_ignore_ascii_case(&realm)
-                };
-                if known.as_ref().is_some_and(is_known) {
+                if known.as_ref().is_some_and(|known| is_same_realm(known, &realm)) {
                     continue;
                 }
                 let counts = (kind == Kind::Account || fields.is(Field::ClientId, client_id))
@@ -298,6 +310,7 @@ impl TokenCache {
     /// Finds refresh tokens in the order in which MSAL tries them: those of the client's family
     /// first, then the client's own, each newest first. A client that the cache does not know is
     /// tried in Microsoft's first-party family as well; one known to be in no family is not.
+    #[must_use]
     pub fn find_refresh_tokens(&self, query: &RefreshTokenQuery) -> Vec<RefreshToken> {
         let Account { home_account_id, environment, issuer, .. } = &query.account;
         let family =
@@ -332,11 +345,13 @@ impl TokenCache {
     }
 
     /// Finds the refresh token to try first.
+    #[must_use]
     pub fn find_refresh_token(&self, query: &RefreshTokenQuery) -> Option<RefreshToken> {
         self.find_refresh_tokens(query).into_iter().next()
     }
 
     /// Finds the id token that a client got for a user, in one realm or in any.
+    #[must_use]
     pub fn find_id_token(&self, client_id: &str, account: &Account, realm: Option<&str>) -> Option<IdToken> {
         let Account { home_account_id, environment, issuer, .. } = account;
         let lookup = match realm {
@@ -353,6 +368,7 @@ impl TokenCache {
     }
 
     /// Finds what is known about a client id at an identity provider or an alias of it.
+    #[must_use]
     pub fn find_app_metadata(&self, client_id: &str, environment: &str) -> Option<AppMetadata> {
         let candidates = self.rows.candidates(Lookup::Client(client_id));
         let mut known: Vec<_> = candidates
@@ -366,16 +382,19 @@ impl TokenCache {
     }
 
     /// All access tokens, expired ones too, that can be read.
+    #[must_use]
     pub fn access_tokens(&self) -> impl Iterator<Item = AccessToken> {
         self.rows.all(Kind::AccessToken).filter_map(|row| AccessToken::read(&self.rows.fields(row)))
     }
 
     /// All refresh tokens that can be read.
+    #[must_use]
     pub fn refresh_tokens(&self) -> impl Iterator<Item = RefreshToken> {
         self.rows.all(Kind::RefreshToken).filter_map(|row| RefreshToken::read(&self.rows.fields(row)))
     }
 
     /// All id tokens that can be read.
+    #[must_use]
     pub fn id_tokens(&self) -> impl Iterator<Item = IdToken> {
         self.rows.all(Kind::IdToken).filter_map(|row| IdToken::read(&self.rows.fields(row)))
     }
@@ -400,6 +419,29 @@ impl<'a> Issuers<'a> {
             None => self.first = Some(issuer),
         }
     }
+}
+
+/// The realms that rows name, as far as it matters: whether they are several.
+#[derive(Default)]
+struct Realms<'a> {
+    are_compared: bool,
+    first: Option<Cow<'a, str>>,
+    are_several: bool,
+}
+
+impl<'a> Realms<'a> {
+    fn meet(&mut self, fields: &Fields<'a>) {
+        let realm = fields.text(Field::Realm).unwrap_or_default();
+        match &self.first {
+            Some(first) => self.are_several |= !is_same_realm(first, &realm),
+            None => self.first = Some(realm),
+        }
+    }
+}
+
+/// Whether two realms are one: tenant ids are compared without regard to case.
+fn is_same_realm(one: &str, other: &str) -> bool {
+    one == other || issuer::is_guid(one) && one.eq_ignore_ascii_case(other)
 }
 
 /// Whether a token was cached by now, as far as its row says, and the clock was right then.
@@ -438,7 +480,7 @@ mod tests {
             (Life::Extended, 300, 1099),
         ] {
             let alive = |now: u64| {
-                let query = AccessTokenQuery::new("app").skew(Duration::from_secs(skew));
+                let query = AccessTokenQuery::for_application("app").skew(Duration::from_secs(skew));
                 let query = query.at(UNIX_EPOCH + Duration::from_secs(now));
                 let found = cache(900).find_living_access_token(&query, life, None);
                 let refused = cache(900).find_living_access_token(&query, life, Some(&Secret::from("at")));
@@ -453,7 +495,7 @@ mod tests {
 
     #[test]
     fn a_token_that_never_lived_is_not_fresh() {
-        let query = AccessTokenQuery::new("app").at(UNIX_EPOCH + Duration::from_secs(900));
+        let query = AccessTokenQuery::for_application("app").at(UNIX_EPOCH + Duration::from_secs(900));
         assert!(cache(1000).find_living_access_token(&query, Life::Fresh, None).is_none());
         assert!(cache(1000).find_living_access_token(&query, Life::Extended, None).is_some());
     }

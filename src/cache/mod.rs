@@ -72,7 +72,7 @@ use rows::{Rows, Unreadable};
 ///     .requested_scopes(["https://graph.microsoft.com/.default"]);
 /// cache.add(&response)?;
 ///
-/// let wanted = AccessTokenQuery::new("my-service").scopes(["https://graph.microsoft.com/.default"]);
+/// let wanted = AccessTokenQuery::for_application("my-service").scopes(["https://graph.microsoft.com/.default"]);
 /// assert_eq!(cache.find_access_token(&wanted).unwrap().expose(), "at");
 /// # Ok::<(), tokenseal::CacheError>(())
 /// ```
@@ -110,6 +110,7 @@ pub struct TokenCache {
 /// # Ok::<(), tokenseal::CacheError>(())
 /// ```
 #[derive(Debug)]
+#[must_use = "store it, and pass it to `mark_saved`"]
 pub struct Serialized {
     json: SecretBytes,
     revision: u64,
@@ -156,6 +157,7 @@ impl TokenCache {
     }
 
     /// Whether the cache holds changes that nobody has said are safe.
+    #[must_use]
     pub fn has_state_changed(&self) -> bool {
         self.revision > self.saved_revision
     }
@@ -202,6 +204,10 @@ impl TokenCache {
     /// A copy that shares the text with this one, so that each secret stays in memory once.
     pub(crate) fn fork(&self) -> Self {
         Self { rows: self.rows.fork(), aliases: self.aliases.clone(), ..*self }
+    }
+
+    pub(crate) fn environment_aliases(&self) -> &EnvironmentAliases {
+        &self.aliases
     }
 
     /// Marks this cache, so that it is noticed if a program puts another one in its place.

@@ -12,6 +12,7 @@ use super::fields::{Field, Fields};
 use super::issuer;
 use super::response::TokenResponse;
 use super::rows::{Kind, Lookup, RowId};
+use crate::secret::Secret;
 
 /// How the row of a refresh token says that a program named its account: nothing that the provider
 /// says is then comparable with that name.
@@ -139,13 +140,12 @@ impl TokenCache {
     /// response names comes first.
     pub(super) fn sent_token(&self, response: &TokenResponse) -> Option<SentToken> {
         let sent = response.sent_refresh_token.as_ref()?;
-        let holds_it = |&row: &RowId| self.rows.fields(row).secret().is_some_and(|own| own == *sent);
-        // Nearly always the owner is known, and its rows are found at once.
-        let owner = response.home_account_id.as_deref().unwrap_or_default();
-        let mut rows: Vec<RowId> =
-            self.rows.candidates(Lookup::Owner(Kind::RefreshToken, owner)).filter(holds_it).collect();
-        if rows.is_empty() {
-            rows = self.rows.all(Kind::RefreshToken).filter(holds_it).collect();
+        let mut rows = self.rows_that_hold(sent, response);
+        if rows.is_empty()
+            && let Some(came) = response.body.secret_of("refresh_token").ok().flatten()
+        {
+            // An answer that was added before, in whole or in part, belongs where it did then.
+            rows = self.rows_that_hold(&came, response);
         }
         let is_named = |&&row: &&RowId| {
             let fields = self.rows.fields(row);
@@ -201,6 +201,16 @@ impl TokenCache {
             Some(stored) if stored.text("sub") != claims.text("sub") => Err(CacheError::OtherAccount),
             _ => Ok(()),
         }
+    }
+
+    /// The rows of refresh tokens that hold this very token.
+    fn rows_that_hold(&self, token: &Secret, response: &TokenResponse) -> Vec<RowId> {
+        let holds_it = |&row: &RowId| self.rows.fields(row).secret().is_some_and(|own| own == *token);
+        // Nearly always the owner is known, and its rows are found at once.
+        let owner = response.home_account_id.as_deref().unwrap_or_default();
+        let rows: Vec<RowId> =
+            self.rows.candidates(Lookup::Owner(Kind::RefreshToken, owner)).filter(holds_it).collect();
+        if rows.is_empty() { self.rows.all(Kind::RefreshToken).filter(holds_it).collect() } else { rows }
     }
 
     /// The realm that the answer to a refresh belongs to: the one that was asked for, unless the answer

@@ -22,24 +22,26 @@ pub(crate) struct Owner {
     pub(crate) issuer: Option<String>,
 }
 
-/// Which access token to find.
-///
-/// Without an account it finds tokens of the application itself (client credentials), never a
-/// user's.
+/// Describes the access token to find: whose it is, and what it grants.
 ///
 /// ```
 /// use tokenseal::{AccessTokenQuery, Account, TokenCache};
 ///
 /// let account = Account::new("alice", "idp.example.com");
-/// let wanted = AccessTokenQuery::new("my-client").account(&account).scopes(["orders.read"]);
+/// let wanted = AccessTokenQuery::for_account("my-client", &account).scopes(["orders.read"]);
 /// assert!(TokenCache::new().find_access_token(&wanted).is_none());
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct AccessTokenQuery {
     pub(crate) client_id: String,
     pub(crate) owner: Owner,
     pub(crate) realm: Option<String>,
+    /// Whether a token of any realm will do, where none is named.
+    pub(crate) any_realm: bool,
     pub(crate) scopes: Vec<String>,
+    /// Whether a token will do whatever it grants, where no scopes are named.
+    pub(crate) any_scope: bool,
     pub(crate) key_id: Option<String>,
     pub(crate) ext_cache_key: Option<String>,
     pub(crate) skew: Duration,
@@ -47,13 +49,31 @@ pub struct AccessTokenQuery {
 }
 
 impl AccessTokenQuery {
-    /// Tokens that were issued to this client.
-    pub fn new(client_id: impl Into<String>) -> Self {
+    /// Finds tokens that were issued to this client for this user.
+    pub fn for_account(client_id: impl Into<String>, account: &Account) -> Self {
+        let owner = Owner {
+            home_account_id: Some(account.home_account_id.clone()),
+            environment: Some(account.environment.clone()),
+            issuer: account.issuer.clone(),
+        };
+        Self::new(client_id.into(), owner)
+    }
+
+    /// Finds tokens of the application itself (client credentials, a managed identity), never a user's.
+    /// If there may be tokens of several identity providers, name its
+    /// [`environment`](Self::environment).
+    pub fn for_application(client_id: impl Into<String>) -> Self {
+        Self::new(client_id.into(), Owner::default())
+    }
+
+    fn new(client_id: String, owner: Owner) -> Self {
         Self {
-            client_id: client_id.into(),
-            owner: Owner::default(),
+            client_id,
+            owner,
             realm: None,
+            any_realm: false,
             scopes: Vec::new(),
+            any_scope: false,
             key_id: None,
             ext_cache_key: None,
             skew: DEFAULT_SKEW,
@@ -61,51 +81,54 @@ impl AccessTokenQuery {
         }
     }
 
-    /// Tokens of this user.
-    #[must_use]
-    pub fn account(mut self, account: &Account) -> Self {
-        self.owner.home_account_id = Some(account.home_account_id.clone());
-        self.owner.environment = Some(account.environment.clone());
-        self.owner.issuer.clone_from(&account.issuer);
-        self
-    }
-
-    /// Tokens from this identity provider or an alias of it.
-    #[must_use]
+    /// Finds tokens from this identity provider or an alias of it.
     pub fn environment(mut self, environment: impl Into<String>) -> Self {
         self.owner.environment = Some(environment.into());
         self
     }
 
-    /// Tokens from this tenant. Name it wherever a user may sign in to more than one.
-    #[must_use]
+    /// Finds tokens of this tenant. Without it, and without [`any_realm`](Self::any_realm), nothing is
+    /// found where the client has tokens of several tenants for the same user.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
     }
 
-    /// Tokens that grant at least these scopes. A text with blanks in it is several scopes.
+    /// Finds tokens of any tenant. A refresh still needs to know which.
+    pub fn any_realm(mut self) -> Self {
+        self.realm = None;
+        self.any_realm = true;
+        self
+    }
+
+    /// Finds tokens that grant at least these scopes. A text with blanks in it is several scopes. Without
+    /// it, and without [`any_scope`](Self::any_scope), only tokens are found that were granted no scope.
     ///
     /// `offline_access` is in no comparison. `openid`, `profile` and `email` count as granted where the
     /// client has an id token of the user and something else is asked for as well. At Microsoft scopes are
     /// compared without regard to case, everywhere else with (RFC 6749 section 3.3).
-    #[must_use]
     pub fn scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
         self.scopes = listed(scopes);
+        self.any_scope = false;
         self
     }
 
-    /// Tokens bound to this key. Without it, tokens that are bound to any key are left out.
-    #[must_use]
+    /// Finds tokens whatever they grant. A refresh asks for the scopes of the sign-in.
+    pub fn any_scope(mut self) -> Self {
+        self.scopes.clear();
+        self.any_scope = true;
+        self
+    }
+
+    /// Finds tokens bound to this key. Without it, tokens that are bound to any key are left out.
     pub fn key_id(mut self, key_id: impl Into<String>) -> Self {
         self.key_id = Some(key_id.into());
         self
     }
 
-    /// Tokens requested with just these further parameters, such as `fmi_path`; they are taken as
+    /// Finds tokens requested with just these further parameters, such as `fmi_path`; they are taken as
     /// [`TokenResponse::parameter`](crate::TokenResponse::parameter) takes them. Without it, tokens
     /// that were requested with any are left out.
-    #[must_use]
     pub fn parameters<K: Into<String>, V: Into<String>>(
         mut self,
         parameters: impl IntoIterator<Item = (K, V)>,
@@ -124,24 +147,20 @@ impl AccessTokenQuery {
         self
     }
 
-    /// Tokens under this extended cache key, where it is known rather than the parameters.
-    #[must_use]
+    /// Finds tokens under this extended cache key, where it is known rather than the parameters.
     pub fn ext_cache_key(mut self, ext_cache_key: impl Into<String>) -> Self {
         self.ext_cache_key = Some(ext_cache_key.into());
         self
     }
 
-    /// How long before its end a token counts as expired: 5 minutes unless named. A provider whose
-    /// tokens live no longer than that asks for a shorter one, and so does a lookup right after a
-    /// sign-in.
-    #[must_use]
+    /// How long before its end a token counts as expired: 5 minutes by default. Choose a shorter time for a
+    /// provider whose tokens live no longer than that, and for a lookup right after a sign-in.
     pub fn skew(mut self, skew: Duration) -> Self {
         self.skew = skew;
         self
     }
 
-    /// The time to judge expiry by; the time of the lookup unless named.
-    #[must_use]
+    /// The time to judge expiry by: by default, the time of the lookup.
     pub fn at(mut self, now: SystemTime) -> Self {
         self.now = Some(now);
         self
@@ -164,6 +183,7 @@ impl AccessTokenQuery {
 /// assert!(TokenCache::new().find_refresh_tokens(&wanted).is_empty());
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct RefreshTokenQuery {
     pub(crate) client_id: String,
     pub(crate) account: Account,
@@ -177,7 +197,6 @@ impl RefreshTokenQuery {
     }
 
     /// The family that the client belongs to, where it is known better than from the cache.
-    #[must_use]
     pub fn family_id(mut self, family_id: impl Into<String>) -> Self {
         self.family_id = Some(family_id.into());
         self
@@ -187,12 +206,14 @@ impl RefreshTokenQuery {
 /// Which accounts to find: all of them, unless narrowed.
 ///
 /// ```
-/// use tokenseal::{AccountQuery, TokenCache};
+/// use tokenseal::TokenCache;
+/// use tokenseal::cache::AccountQuery;
 ///
 /// let wanted = AccountQuery::new().username("alice@contoso.com");
 /// assert!(TokenCache::new().find_accounts(&wanted).is_empty());
 /// ```
 #[derive(Debug, Clone, Default)]
+#[must_use]
 pub struct AccountQuery {
     pub(crate) home_account_id: Option<String>,
     pub(crate) environment: Option<String>,
@@ -206,21 +227,18 @@ impl AccountQuery {
     }
 
     /// The account with this id.
-    #[must_use]
     pub fn home_account_id(mut self, home_account_id: impl Into<String>) -> Self {
         self.home_account_id = Some(home_account_id.into());
         self
     }
 
     /// Accounts at this identity provider or an alias of it.
-    #[must_use]
     pub fn environment(mut self, environment: impl Into<String>) -> Self {
         self.environment = Some(environment.into());
         self
     }
 
     /// Accounts with this user name, in whatever case.
-    #[must_use]
     pub fn username(mut self, username: impl Into<String>) -> Self {
         self.username = Some(username.into());
         self

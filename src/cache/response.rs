@@ -33,6 +33,7 @@ use crate::secret::{Secret, SecretBytes};
 /// assert_eq!(added.account().unwrap().home_account_id(), "alice");
 /// # Ok::<(), tokenseal::CacheError>(())
 /// ```
+#[must_use = "add it to a cache"]
 pub struct TokenResponse {
     pub(crate) body: Body,
     pub(crate) client_id: Option<String>,
@@ -123,7 +124,6 @@ impl TokenResponse {
     }
 
     /// The client that the tokens were issued to.
-    #[must_use]
     pub fn client_id(mut self, client_id: impl Into<String>) -> Self {
         self.client_id = Some(client_id.into());
         self
@@ -131,7 +131,6 @@ impl TokenResponse {
 
     /// The URL that answered. The environment is its host and the realm the first segment of its
     /// path, unless they are named; only https is taken, and http to this machine.
-    #[must_use]
     pub fn token_endpoint(mut self, url: impl Into<String>) -> Self {
         self.token_endpoint = Some(url.into());
         self
@@ -139,14 +138,12 @@ impl TokenResponse {
 
     /// The identity provider, where the host of the token endpoint does not tell: give
     /// `host:port` when several listen on one host.
-    #[must_use]
     pub fn environment(mut self, environment: impl Into<String>) -> Self {
         self.environment = Some(environment.into());
         self
     }
 
     /// The tenant or realm, where the first segment of the token endpoint's path does not tell.
-    #[must_use]
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
@@ -155,7 +152,6 @@ impl TokenResponse {
     /// The issuer that the user is one of (`iss`), for a response without an id token whose account the program
     /// names: where a host has several issuers, such as Keycloak's realms, an id says whose it is only with
     /// its issuer. [`Account::issuer`](crate::Account::issuer) is that of an account.
-    #[must_use]
     pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
         self.issuer = Some(issuer.into());
         self
@@ -163,14 +159,12 @@ impl TokenResponse {
 
     /// The account that the tokens belong to, where neither `client_info` nor the `id_token` of the
     /// response tells. It must be unique within the environment.
-    #[must_use]
     pub fn home_account_id(mut self, home_account_id: impl Into<String>) -> Self {
         self.home_account_id = Some(home_account_id.into());
         self
     }
 
     /// The grant type of the request, such as `authorization_code` or `client_credentials`.
-    #[must_use]
     pub fn grant_type(mut self, grant_type: impl Into<String>) -> Self {
         self.grant_type = Some(grant_type.into());
         self
@@ -178,7 +172,6 @@ impl TokenResponse {
 
     /// The scopes asked for. They count where the response names no `scope`, which means that all
     /// of them were granted (RFC 6749 section 5.1).
-    #[must_use]
     pub fn requested_scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
         self.requested_scopes = listed(scopes);
         self
@@ -186,21 +179,18 @@ impl TokenResponse {
 
     /// The scopes to keep the tokens under, whatever the response's `scope` says. This is what
     /// MSAL's events call `scope`.
-    #[must_use]
     pub fn granted_scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
         self.granted_scopes = Some(listed(scopes));
         self
     }
 
     /// The user name that was signed in with, where the `id_token` has none.
-    #[must_use]
     pub fn username(mut self, username: impl Into<String>) -> Self {
         self.username = Some(username.into());
         self
     }
 
     /// The kind of authority: `MSSTS` unless named (`ADFS` where the realm is `adfs`).
-    #[must_use]
     pub fn authority_type(mut self, authority_type: impl Into<String>) -> Self {
         self.authority_type = Some(authority_type.into());
         self
@@ -209,7 +199,6 @@ impl TokenResponse {
     /// A further parameter of the token request (what MSAL calls `data`). `key_id` is kept with the
     /// access token; any that is no standard parameter, such as `fmi_path`, sets the token apart
     /// under an extended cache key. Standard ones (a `client_secret`, say) are not kept at all.
-    #[must_use]
     pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let (name, value) = (name.into(), value.into());
         match name.as_str() {
@@ -230,7 +219,6 @@ impl TokenResponse {
     ///
     /// It also says that this is no sign-in, as [`without_account`](Self::without_account) does, and a
     /// refresh token that another sign-in has put in the place of the one sent is left alone.
-    #[must_use]
     pub fn sent_refresh_token(mut self, refresh_token: impl Into<Secret>) -> Self {
         self.sent_refresh_token = Some(refresh_token.into());
         self
@@ -238,7 +226,6 @@ impl TokenResponse {
 
     /// When the response arrived; the time of [`TokenCache::add`](crate::TokenCache::add) unless
     /// named. Expiry counts from here.
-    #[must_use]
     pub fn received_at(mut self, now: SystemTime) -> Self {
         self.received_at = Some(now);
         self
@@ -246,14 +233,12 @@ impl TokenResponse {
 
     /// How long the access token lives, where the response does not say so, or says it wrongly. It counts
     /// from [`received_at`](Self::received_at).
-    #[must_use]
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(Lifetime::For(lifetime));
         self
     }
 
     /// When the access token expires, where the response does not say so, or says it wrongly.
-    #[must_use]
     pub fn expires_on(mut self, expires_on: SystemTime) -> Self {
         self.lifetime = Some(Lifetime::Until(expires_on));
         self
@@ -261,15 +246,13 @@ impl TokenResponse {
 
     /// Says that the access token does not expire, whatever the response says. It is found until it is
     /// removed or passed to `AcquireRequest::replacing`.
-    #[must_use]
     pub fn without_expiry(mut self) -> Self {
         self.lifetime = Some(Lifetime::Endless);
         self
     }
 
     /// Says that this is no sign-in but a silent refresh: no account is added, and if the account was
-    /// signed out meanwhile, nothing is ([`Added::is_signed_out`](crate::Added::is_signed_out)).
-    #[must_use]
+    /// signed out meanwhile, nothing is ([`Added::is_signed_out`](crate::cache::Added::is_signed_out)).
     pub fn without_account(mut self) -> Self {
         self.establishes_account = false;
         self

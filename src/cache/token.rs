@@ -92,7 +92,7 @@ macro_rules! credential {
 ///
 /// let mut cache = TokenCache::new();
 /// let added = cache.add(&response)?;
-/// let wanted = AccessTokenQuery::new("app").account(added.account().unwrap()).scopes(["read"]);
+/// let wanted = AccessTokenQuery::for_account("app", added.account().unwrap()).scopes(["read"]);
 /// let token = cache.find_access_token(&wanted).unwrap();
 /// let header = format!("Authorization: {} {}", token.token_type(), token.expose());
 /// assert!(token.expires_on() > std::time::SystemTime::now());

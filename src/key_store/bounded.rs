@@ -3,6 +3,7 @@
 //! A keyring may wait for a prompt for ever, and some panic on an async runtime's threads.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -85,16 +86,16 @@ impl BoundedKeyStore {
         if kept {
             return Ok(());
         }
-        Err(KeyStoreError::NotKept { store: self.store.description(), name: self.name(key.id()).to_string() })
+        Err(KeyStoreError::not_kept(self.store.description(), &self.name(key.id())))
     }
 
     /// Gets the key with this id.
     pub(crate) fn get(&self, key_id: KeyId, within: Duration) -> Result<SealingKey, KeyStoreError> {
         let name = self.name(key_id);
         let text = self.call(within, move |store| store.read(&name))?;
-        let (store, name) = (self.store.description(), self.name(key_id).to_string());
-        let Some(text) = text else { return Err(KeyStoreError::NoEntry { store, name }) };
-        entry::decode(key_id, &text).ok_or(KeyStoreError::Damaged { store, name })
+        let (store, name) = (self.store.description(), self.name(key_id));
+        let Some(text) = text else { return Err(KeyStoreError::missing(store, &name)) };
+        entry::decode(key_id, &text).ok_or_else(|| KeyStoreError::damaged(store, &name))
     }
 
     /// Why no key can be made, in a store that can only be read.
@@ -114,10 +115,7 @@ impl BoundedKeyStore {
         match keys[..] {
             [] => Ok(None),
             [only] => self.get(only, within).map(Some),
-            [first, ..] => {
-                let name = self.name(first).to_string();
-                Err(KeyStoreError::Ambiguous { store: self.store.description(), name })
-            }
+            [first, ..] => Err(KeyStoreError::ambiguous(self.store.description(), &self.name(first))),
         }
     }
 
@@ -136,7 +134,7 @@ impl BoundedKeyStore {
         within: Duration,
         work: impl FnOnce(&dyn KeyStore) -> Result<T, KeyStoreError> + Send + 'static,
     ) -> Result<T, KeyStoreError> {
-        let timed_out = || KeyStoreError::TimedOut { store: self.store.description(), waited: within };
+        let timed_out = || KeyStoreError::timed_out(self.store.description(), within);
         let deadline = deadline::after(within);
         let lane = self.lane();
         let in_lane = lane.enter(deadline).ok_or_else(timed_out)?;
@@ -150,12 +148,10 @@ impl BoundedKeyStore {
             // Nobody waits any more once the deadline has passed.
             let _ = answer.send(result);
         });
-        let unavailable = |advice: &str, source: String| KeyStoreError::Unavailable {
-            store: self.store.description(),
-            advice: advice.to_owned(),
-            source: source.into(),
+        let unavailable = |advice: &str, source: Box<dyn Error + Send + Sync>| {
+            KeyStoreError::unavailable(self.store.description(), advice, source)
         };
-        spawned.map_err(|error| unavailable("no thread could be started", error.to_string()))?;
+        spawned.map_err(|error| unavailable("no thread could be started to ask it", error.into()))?;
         match answered.recv_timeout(deadline::left(deadline)) {
             Ok(Ok(result)) => result,
             // What a panic says may be anything, a secret too.
@@ -181,6 +177,7 @@ impl BoundedKeyStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error_kind::ErrorKind;
     use crate::key_store::MemoryKeyStore;
     use crate::secret::Secret;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -253,7 +250,7 @@ mod tests {
         let started = Instant::now();
         for _ in 0..3 {
             let error = keys.get(KeyId::from_bytes([1; 16]), SHORT).unwrap_err();
-            assert!(matches!(error, KeyStoreError::TimedOut { .. }), "{error:?}");
+            assert!(error.kind() == ErrorKind::KeyStoreTimedOut, "{error:?}");
         }
         assert!(started.elapsed() < Duration::from_secs(3));
         assert_eq!(store.calls.load(Ordering::SeqCst), 1, "later calls wait for the first");
@@ -277,9 +274,9 @@ mod tests {
         store.corrupts.store(true, Ordering::SeqCst);
         let keys = bounded(&store);
         let key = SealingKey::generate().unwrap();
-        assert!(matches!(keys.create(&key, LONG), Err(KeyStoreError::NotKept { .. })));
+        assert_eq!(keys.create(&key, LONG).unwrap_err().kind(), ErrorKind::KeyNotKept);
         let error = keys.get(key.id(), LONG).unwrap_err();
-        assert!(matches!(error, KeyStoreError::Damaged { .. }));
+        assert_eq!(error.kind(), ErrorKind::KeyDamaged);
         assert!(!format!("{error} {error:?}").contains("something else"));
     }
 }

@@ -1,143 +1,177 @@
-//! Why a key cannot be had.
+//! Key store errors.
 
 use std::error::Error;
+use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
+use super::KeyName;
+use crate::error_kind::ErrorKind;
 use crate::private_file::FileError;
+use crate::seal::SealError;
 
-/// Why a key store did not do what it was asked for. No variant holds any part of an entry.
+/// Why a key store did not do what it was asked to do. It holds no part of an entry.
+///
+/// A [`KeyStore`](super::KeyStore) of your own makes these. Say which store it is, what to do about it and
+/// what happened, and no part of an entry.
 ///
 /// ```
-/// use tokenseal::KeyStoreError;
+/// use tokenseal::key_store::KeyStoreError;
 ///
 /// let error = KeyStoreError::locked("the vault", "it is sealed");
 /// assert!(error.is_unavailable() && !error.is_lost());
 /// assert_eq!(error.to_string(), "the vault is locked; unlock it and try again");
 /// ```
+pub struct KeyStoreError(Box<Repr>);
+
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeyStoreError {
-    /// The store cannot be reached: there is none, or it does not answer properly.
+enum Repr {
     #[error("{store} is not available; {advice}")]
-    #[non_exhaustive]
-    Unavailable {
-        /// Which store.
-        store: String,
-        /// What to do about it.
-        advice: String,
-        /// What the store said.
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Unavailable { store: String, advice: String, source: Box<dyn Error + Send + Sync> },
 
-    /// The store is locked, or the prompt to unlock it was dismissed.
     #[error("{store} is locked; unlock it and try again")]
-    #[non_exhaustive]
-    Locked {
-        /// Which store.
-        store: String,
-        /// What the store said.
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Locked { store: String, source: Box<dyn Error + Send + Sync> },
 
-    /// The store did not answer in time: it hangs, or waits for somebody to answer a prompt.
     #[error("{store} did not answer within {waited:?}; look for a prompt that waits, or restart the service")]
-    #[non_exhaustive]
-    TimedOut {
-        /// Which store.
-        store: String,
-        /// How long was waited.
-        waited: Duration,
-    },
+    TimedOut { store: String, waited: Duration },
 
-    /// The store says that it has no such entry. It may be locked, or have been replaced by a new
-    /// one, so no other key is made.
+    // It may be locked, or have been replaced by a new one, so no other key is made.
     #[error(
         "{store} has no key under {name}, which the sealed file names; if the keyring was locked, \
          replaced or not brought along, restore it; otherwise set the file aside with `reset`"
     )]
-    #[non_exhaustive]
-    NoEntry {
-        /// Which store.
-        store: String,
-        /// The name of the entry.
-        name: String,
-    },
+    Missing { store: String, name: String },
 
-    /// The entry is no key of this crate, or not whole.
     #[error(
         "the entry under {name} in {store} is damaged or was replaced; restore it, or set the file aside with `reset`"
     )]
-    #[non_exhaustive]
-    Damaged {
-        /// Which store.
-        store: String,
-        /// The name of the entry.
-        name: String,
-    },
+    Damaged { store: String, name: String },
 
-    /// The store has several entries under one name.
     #[error("{store} has several entries under {name}; remove those that do not belong there")]
-    #[non_exhaustive]
-    Ambiguous {
-        /// Which store.
-        store: String,
-        /// The name of the entries.
-        name: String,
-    },
+    Ambiguous { store: String, name: String },
 
-    /// There is an entry under the name of a new one. It was left as it is.
-    #[error("{store} has an entry under {name} already, and it is not replaced")]
-    #[non_exhaustive]
-    Exists {
-        /// Which store.
-        store: String,
-        /// The name of the entry.
-        name: String,
-    },
+    #[error("{store} already has an entry under {name}, and it is not replaced")]
+    Exists { store: String, name: String },
 
-    /// The store took an entry and gave back something else.
     #[error("{store} did not keep the key that was put under {name}; it cannot be used")]
-    #[non_exhaustive]
-    NotKept {
-        /// Which store.
-        store: String,
-        /// The name of the entry.
-        name: String,
-    },
+    NotKept { store: String, name: String },
 
-    /// A key file cannot be used.
     #[error(transparent)]
-    File(#[from] FileError),
+    File(FileError),
 
-    /// No key can be made.
     #[error(transparent)]
-    Seal(#[from] crate::seal::SealError),
+    Seal(SealError),
 }
 
 impl KeyStoreError {
-    /// For a [`KeyStore`](crate::KeyStore) of your own: it cannot be reached. Say which store it is,
-    /// what to do about it and what happened, and no part of an entry.
+    /// The store cannot be reached, or does not answer properly. `advice` says what to do about it.
     pub fn unavailable(
         store: impl Into<String>,
         advice: impl Into<String>,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self::Unavailable { store: store.into(), advice: advice.into(), source: source.into() }
+        Repr::Unavailable { store: store.into(), advice: advice.into(), source: source.into() }.into()
     }
 
-    /// For a [`KeyStore`](crate::KeyStore) of your own: it is locked, or a prompt was dismissed.
+    /// The store is locked, or the prompt to unlock it was dismissed.
     pub fn locked(store: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Locked { store: store.into(), source: source.into() }
+        Repr::Locked { store: store.into(), source: source.into() }.into()
+    }
+
+    /// There already is an entry under the name of a new one. It must be left as it is.
+    pub fn exists(store: impl Into<String>, name: &KeyName) -> Self {
+        Repr::Exists { store: store.into(), name: name.to_string() }.into()
+    }
+
+    /// The entry is not the text that was put there, as far as the store can tell.
+    pub fn damaged(store: impl Into<String>, name: &KeyName) -> Self {
+        Repr::Damaged { store: store.into(), name: name.to_string() }.into()
+    }
+
+    /// The store has several entries under one name.
+    pub fn ambiguous(store: impl Into<String>, name: &KeyName) -> Self {
+        Repr::Ambiguous { store: store.into(), name: name.to_string() }.into()
+    }
+
+    pub(crate) fn timed_out(store: String, waited: Duration) -> Self {
+        Repr::TimedOut { store, waited }.into()
+    }
+
+    pub(crate) fn missing(store: String, name: &KeyName) -> Self {
+        Repr::Missing { store, name: name.to_string() }.into()
+    }
+
+    pub(crate) fn not_kept(store: String, name: &KeyName) -> Self {
+        Repr::NotKept { store, name: name.to_string() }.into()
+    }
+
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match &*self.0 {
+            Repr::Unavailable { .. } => ErrorKind::KeyStoreUnavailable,
+            Repr::Locked { .. } => ErrorKind::KeyStoreLocked,
+            Repr::TimedOut { .. } => ErrorKind::KeyStoreTimedOut,
+            Repr::Missing { .. } => ErrorKind::KeyMissing,
+            Repr::Damaged { .. } => ErrorKind::KeyDamaged,
+            Repr::Ambiguous { .. } => ErrorKind::KeyAmbiguous,
+            Repr::Exists { .. } => ErrorKind::KeyExists,
+            Repr::NotKept { .. } => ErrorKind::KeyNotKept,
+            Repr::File(error) => error.kind(),
+            Repr::Seal(_) => ErrorKind::NoRandomness,
+        }
     }
 
     /// Whether the store could not be asked: it is absent, locked or does not answer. Trying again
     /// later may help.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Locked { .. } | Self::TimedOut { .. })
+        matches!(&*self.0, Repr::Unavailable { .. } | Repr::Locked { .. } | Repr::TimedOut { .. })
     }
 
-    /// Whether the store answered, and the key is not there or not whole.
+    /// Whether the store answered, and the key is missing or damaged.
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::NoEntry { .. } | Self::Damaged { .. })
+        matches!(&*self.0, Repr::Missing { .. } | Repr::Damaged { .. })
+    }
+
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &*self.0 {
+            Repr::File(error) => Some(error.path()),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for KeyStoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for KeyStoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl Error for KeyStoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl From<Repr> for KeyStoreError {
+    fn from(repr: Repr) -> Self {
+        Self(Box::new(repr))
+    }
+}
+
+impl From<FileError> for KeyStoreError {
+    fn from(error: FileError) -> Self {
+        Repr::File(error).into()
+    }
+}
+
+impl From<SealError> for KeyStoreError {
+    fn from(error: SealError) -> Self {
+        Repr::Seal(error).into()
     }
 }

@@ -1,5 +1,6 @@
 //! Keys in files beside nothing else: for machines without a keyring, and only when asked for.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ const LIMIT: usize = 4096;
 ///
 /// ```
 /// use std::sync::Arc;
-/// use tokenseal::{KeyFileStore, PersistedTokenCache};
+/// use tokenseal::PersistedTokenCache;
+/// use tokenseal::key_store::KeyFileStore;
 ///
 /// # let base = tempfile::tempdir().unwrap();
 /// # let (keys, tokens) = (base.path().join("keys"), base.path().join("tokens"));
@@ -47,14 +49,15 @@ impl KeyFileStore {
 
     /// Reads keys as Kubernetes and Docker mount secrets: files of root or of the current user, which
     /// nobody else can write to, and links that stay within `directory`. Nothing is ever written there, so
-    /// that a sign-out cannot rotate the key ([`Rotation::Pending`](crate::Rotation::Pending)).
+    /// that a sign-out cannot rotate the key ([`Rotation::Pending`](crate::persisted::Rotation::Pending)).
     ///
     /// The files are those that [`new`](Self::new) makes. Make one by opening a cache of the same names
     /// elsewhere, and mount it under its own name. It seals the first file of a cache, too.
     ///
     /// ```
     /// use std::sync::Arc;
-    /// use tokenseal::{KeyFileStore, PersistedTokenCache};
+    /// use tokenseal::PersistedTokenCache;
+    /// use tokenseal::key_store::KeyFileStore;
     ///
     /// let keys = Arc::new(KeyFileStore::mounted("/run/secrets"));
     /// println!("{} keys are mounted", keys.key_files().map_or(0, |files| files.len()));
@@ -98,13 +101,16 @@ impl KeyFileStore {
 
     /// A directory that is not there, such as a volume that is not mounted, has lost no key.
     fn check_directory(&self) -> Result<(), KeyStoreError> {
-        let missing = match std::fs::metadata(&self.directory) {
+        let missing: Box<dyn Error + Send + Sync> = match std::fs::metadata(&self.directory) {
             Ok(metadata) if metadata.is_dir() => return Ok(()),
-            Ok(_) => "it is not a directory".to_owned(),
-            Err(error) => error.to_string(),
+            Ok(_) => "it is not a directory".into(),
+            Err(error) => error.into(),
         };
-        let advice = "mount the volume, or restore the directory".into();
-        Err(KeyStoreError::Unavailable { store: self.description(), advice, source: missing.into() })
+        Err(KeyStoreError::unavailable(
+            self.description(),
+            "mount the volume, or restore the directory",
+            missing,
+        ))
     }
 
     fn check_writable(&self) -> Result<(), KeyStoreError> {
@@ -114,11 +120,11 @@ impl KeyFileStore {
         let found =
             self.file_names().map(|names| names.iter().filter(|name| file_name::is_key(name)).count());
         let found = found.map_or_else(|error| error.to_string(), |keys| format!("it has {keys} key files"));
-        Err(KeyStoreError::Unavailable {
-            store: self.description(),
-            advice: "mount a key file of this application and cache: mounted keys are only read".into(),
-            source: found.into(),
-        })
+        Err(KeyStoreError::unavailable(
+            self.description(),
+            "mount a key file of this application and cache: mounted keys are only read",
+            found,
+        ))
     }
 
     fn file_names(&self) -> Result<Vec<String>, KeyStoreError> {
@@ -199,7 +205,7 @@ impl KeyStore for KeyFileStore {
         }
         let text = String::from_utf8(bytes.into_vec()).map_err(|error| {
             drop(SecretBytes::from(error.into_bytes()));
-            KeyStoreError::Damaged { store: self.description(), name: name.to_string() }
+            KeyStoreError::damaged(self.description(), name)
         })?;
         Ok(Some(Secret::from(text)))
     }

@@ -9,7 +9,7 @@ use keyring_core::api::CredentialPersistence;
 use keyring_core::{CredentialStore, Entry, Error};
 use zeroize::Zeroize as _;
 
-use super::probe::Surroundings;
+use super::probe::HostEnvironment;
 use super::{KeyName, KeyStore, KeyStoreError};
 use crate::process::Process;
 use crate::secret::Secret;
@@ -23,7 +23,8 @@ pub(super) const PLATFORM: &str = "platform keyring";
 ///
 /// ```no_run
 /// use std::sync::Arc;
-/// use tokenseal::{KeyringStore, PersistedTokenCache};
+/// use tokenseal::PersistedTokenCache;
+/// use tokenseal::key_store::KeyringStore;
 ///
 /// // What `PersistedTokenCache::open` does.
 /// let keys = Arc::new(KeyringStore::platform());
@@ -48,7 +49,7 @@ impl KeyringStore {
     ///
     /// ```
     /// use std::sync::Arc;
-    /// use tokenseal::KeyringStore;
+    /// use tokenseal::key_store::KeyringStore;
     ///
     /// let store = keyring_core::mock::Store::new().unwrap();
     /// let keys = KeyringStore::with_store(store);
@@ -104,14 +105,12 @@ impl KeyringStore {
         if works {
             return Ok(());
         }
-        Err(KeyStoreError::Unavailable {
-            store: self.description(),
-            advice:
-                "open the cache in the child only, before its parent uses the keyring, or start the child \
-                     as a new program"
-                    .into(),
-            source: "this process was forked from one that had used it".into(),
-        })
+        Err(KeyStoreError::unavailable(
+            self.description(),
+            "open the cache in the child only, before its parent uses the keyring, or start the child as a \
+             new program",
+            "this process was forked from one that had used it",
+        ))
     }
 
     fn connection(&self) -> std::sync::MutexGuard<'_, Option<Arc<CredentialStore>>> {
@@ -138,29 +137,31 @@ fn is_first_user() -> bool {
     }
 }
 
+fn unavailable(store: String, source: String) -> KeyStoreError {
+    KeyStoreError::unavailable(store, HostEnvironment::detect().advice(), source)
+}
+
 /// Turns an error of the keyring crates into one of ours. Two of theirs carry the entry's bytes:
 /// those are wiped here and go no further. Of the others the text is kept, not the value.
 pub(super) fn explain(error: Error, store: String, name: Option<&KeyName>) -> KeyStoreError {
-    let name = name.map(ToString::to_string).unwrap_or_default();
-    match error {
-        Error::NoEntry => KeyStoreError::NoEntry { store, name },
-        Error::Ambiguous(_) => KeyStoreError::Ambiguous { store, name },
-        Error::BadEncoding(mut bytes) | Error::BadDataFormat(mut bytes, _) => {
+    match (error, name) {
+        (Error::NoEntry, Some(name)) => KeyStoreError::missing(store, name),
+        (Error::Ambiguous(_), Some(name)) => KeyStoreError::ambiguous(store, name),
+        (Error::BadEncoding(mut bytes) | Error::BadDataFormat(mut bytes, _), name) => {
             bytes.zeroize();
-            KeyStoreError::Damaged { store, name }
+            match name {
+                Some(name) => KeyStoreError::damaged(store, name),
+                None => unavailable(store, "it answered with an entry that it was not asked for".into()),
+            }
         }
         // On Windows nothing can be locked: there is no logon that has a Credential Manager.
-        Error::NoStorageAccess(cause) if !cfg!(windows) => {
-            KeyStoreError::Locked { store, source: cause.to_string().into() }
+        (Error::NoStorageAccess(cause), _) if !cfg!(windows) => {
+            KeyStoreError::locked(store, cause.to_string())
         }
-        other => {
-            let source = match other {
-                Error::PlatformFailure(cause) | Error::NoStorageAccess(cause) => cause.to_string(),
-                other => other.to_string(),
-            };
-            let advice = Surroundings::detect().advice();
-            KeyStoreError::Unavailable { store, advice, source: source.into() }
+        (Error::PlatformFailure(cause) | Error::NoStorageAccess(cause), _) => {
+            unavailable(store, cause.to_string())
         }
+        (other, _) => unavailable(store, other.to_string()),
     }
 }
 
@@ -205,11 +206,11 @@ impl KeyStore for KeyringStore {
             CredentialPersistence::ProcessOnly | CredentialPersistence::EntryOnly
         );
         if self.given.is_none() && is_transient {
-            return Err(KeyStoreError::Unavailable {
-                store: self.description(),
-                advice: "hand it in explicitly if its keys need not outlive the process".into(),
-                source: "it keeps entries for this process only".into(),
-            });
+            return Err(KeyStoreError::unavailable(
+                self.description(),
+                "pass it explicitly if its keys need not outlive the process",
+                "it keeps entries for this process only",
+            ));
         }
         if native::is_native(&*store) { native::unlock().map_err(unnamed) } else { Ok(()) }
     }
@@ -226,7 +227,7 @@ impl KeyStore for KeyringStore {
         if is_new {
             return Ok(());
         }
-        Err(KeyStoreError::Exists { store: self.description(), name: name.to_string() })
+        Err(KeyStoreError::exists(self.description(), name))
     }
 
     fn read(&self, name: &KeyName) -> Result<Option<Secret>, KeyStoreError> {
@@ -240,8 +241,7 @@ impl KeyStore for KeyringStore {
         let found = self.with_entry(name, read)?;
         if found.is_none() && self.is_locked() {
             // Some services know no entry while they are locked: the key is not lost.
-            let source = "it knows no entry while it is locked".into();
-            return Err(KeyStoreError::Locked { store: self.description(), source });
+            return Err(KeyStoreError::locked(self.description(), "it knows no entry while it is locked"));
         }
         Ok(found.map(Secret::from))
     }
@@ -353,6 +353,7 @@ pub(super) mod native {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error_kind::ErrorKind;
     use crate::seal::KeyId;
     use keyring_core::api::CredentialStoreApi as _;
     use keyring_core::mock;
@@ -413,7 +414,7 @@ mod tests {
         let keys = KeyringStore::with_store(mock::Store::new().unwrap());
         keys.create(&name(), &Secret::from("first")).unwrap();
         let error = keys.create(&name(), &Secret::from("second")).unwrap_err();
-        assert!(matches!(error, KeyStoreError::Exists { .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::KeyExists, "{error:?}");
         assert_eq!(keys.read(&name()).unwrap().unwrap().expose(), "first");
     }
 
@@ -422,7 +423,7 @@ mod tests {
         let cause = || -> Box<dyn std::error::Error + Send + Sync> { "planted".into() };
         for error in [Error::BadEncoding(PLANTED.to_vec()), Error::BadDataFormat(PLANTED.to_vec(), cause())] {
             let explained = explain(error, "it".into(), Some(&name()));
-            assert!(matches!(explained, KeyStoreError::Damaged { .. }));
+            assert_eq!(explained.kind(), ErrorKind::KeyDamaged);
             let shown = format!("{explained} {explained:?}");
             assert!(!shown.contains("planted") && !shown.contains("112, 108"), "{shown}");
         }
@@ -434,10 +435,10 @@ mod tests {
         assert!(explained(Error::NoDefaultStore).is_unavailable());
         assert!(explained(Error::PlatformFailure("x".into())).is_unavailable());
         let locked = explained(Error::NoStorageAccess("x".into()));
-        assert_eq!(matches!(locked, KeyStoreError::Locked { .. }), !cfg!(windows), "{locked:?}");
+        assert_eq!(locked.kind() == ErrorKind::KeyStoreLocked, !cfg!(windows), "{locked:?}");
         assert!(locked.is_unavailable());
         assert!(explained(Error::NoEntry).is_lost());
-        assert!(matches!(explained(Error::Ambiguous(Vec::new())), KeyStoreError::Ambiguous { .. }));
+        assert_eq!(explained(Error::Ambiguous(Vec::new())).kind(), ErrorKind::KeyAmbiguous);
     }
 
     #[test]
@@ -446,6 +447,6 @@ mod tests {
         let keys = KeyringStore::with_store(store.clone());
         let entry = store.build("app", &name().user(), None).unwrap();
         entry.set_secret(PLANTED).unwrap();
-        assert!(matches!(keys.read(&name()), Err(KeyStoreError::Damaged { .. })));
+        assert_eq!(keys.read(&name()).unwrap_err().kind(), ErrorKind::KeyDamaged);
     }
 }

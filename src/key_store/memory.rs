@@ -14,7 +14,8 @@ use crate::secret::Secret;
 ///
 /// ```
 /// use std::sync::Arc;
-/// use tokenseal::{MemoryKeyStore, PersistedTokenCache};
+/// use tokenseal::PersistedTokenCache;
+/// use tokenseal::key_store::MemoryKeyStore;
 ///
 /// # let directory = tempfile::tempdir().unwrap();
 /// let cache = PersistedTokenCache::builder("contoso-cli")
@@ -55,7 +56,7 @@ impl KeyStore for MemoryKeyStore {
     fn create(&self, name: &KeyName, text: &Secret) -> Result<(), KeyStoreError> {
         match self.entries().entry(name.clone()) {
             std::collections::hash_map::Entry::Occupied(_) => {
-                Err(KeyStoreError::Exists { store: self.description(), name: name.to_string() })
+                Err(KeyStoreError::exists(self.description(), name))
             }
             std::collections::hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(text.clone());

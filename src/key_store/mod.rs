@@ -24,7 +24,7 @@ pub use file::KeyFileStore;
 pub use keyring::KeyringStore;
 pub use memory::MemoryKeyStore;
 #[cfg(feature = "keyring")]
-pub use probe::{Probe, Surroundings, probe};
+pub use probe::{HostEnvironment, Probe, probe};
 
 use crate::seal::KeyId;
 use crate::secret::Secret;
@@ -78,7 +78,8 @@ impl fmt::Display for KeyName {
 /// text in an error.
 ///
 /// ```
-/// use tokenseal::{KeyName, KeyStore, KeyStoreError, Secret};
+/// use tokenseal::Secret;
+/// use tokenseal::key_store::{KeyName, KeyStore, KeyStoreError};
 ///
 /// /// Keeps keys in a vault that is reached over the network.
 /// #[derive(Debug)]

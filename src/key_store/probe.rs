@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::keyring::{explain, native};
 use super::{BoundedKeyStore, KeyName, KeyStore, KeyStoreError, KeyringStore};
+use crate::error_kind::ErrorKind;
 use crate::secret::Secret;
 
 /// How long [`probe`] waits for the keyring.
@@ -15,14 +16,15 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// What [`probe`] found.
 ///
 /// ```no_run
-/// let probe = tokenseal::probe();
+/// let probe = tokenseal::key_store::probe();
 /// println!("{}: {}", probe.store(), if probe.is_usable() { "usable".into() } else { probe.advice() });
 /// ```
 #[derive(Debug)]
+#[must_use = "see `is_usable` and `advice`"]
 pub struct Probe {
     store: String,
     result: Result<(), KeyStoreError>,
-    surroundings: Surroundings,
+    host_environment: HostEnvironment,
 }
 
 impl Probe {
@@ -42,24 +44,24 @@ impl Probe {
     }
 
     /// Where the program runs, as far as it matters for a keyring.
-    pub fn surroundings(&self) -> Surroundings {
-        self.surroundings
+    pub fn host_environment(&self) -> HostEnvironment {
+        self.host_environment
     }
 
     /// What to do, for the user or the program's author; empty if the keyring is usable.
     pub fn advice(&self) -> String {
-        match &self.result {
+        match self.result.as_ref().map_err(KeyStoreError::kind) {
             Ok(()) => String::new(),
-            Err(KeyStoreError::Locked { .. }) if self.surroundings == Surroundings::Desktop => {
+            Err(ErrorKind::KeyStoreLocked) if self.host_environment == HostEnvironment::Desktop => {
                 "unlock the keyring, by logging in or with its own tool".into()
             }
-            Err(KeyStoreError::Locked { .. }) => {
-                format!("unlock the keyring with its own tool; {}", self.surroundings.advice())
+            Err(ErrorKind::KeyStoreLocked) => {
+                format!("unlock the keyring with its own tool; {}", self.host_environment.advice())
             }
-            Err(KeyStoreError::TimedOut { .. }) => {
+            Err(ErrorKind::KeyStoreTimedOut) => {
                 "answer the prompt that the keyring shows, or restart its service".into()
             }
-            Err(_) => self.surroundings.advice(),
+            Err(_) => self.host_environment.advice(),
         }
     }
 }
@@ -73,7 +75,7 @@ impl fmt::Display for Probe {
                 if let Some(source) = std::error::Error::source(error) {
                     write!(f, " (it said: {source})")?;
                 }
-                write!(f, ". {}: {}", self.surroundings, self.advice())
+                write!(f, ". {}: {}", self.host_environment, self.advice())
             }
         }
     }
@@ -82,11 +84,11 @@ impl fmt::Display for Probe {
 /// Where a program runs, as far as it matters for a keyring.
 ///
 /// ```
-/// println!("running {}", tokenseal::Surroundings::detect());
+/// println!("running {}", tokenseal::key_store::HostEnvironment::detect());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Surroundings {
+pub enum HostEnvironment {
     /// A desktop session, or nothing that says otherwise.
     Desktop,
     /// A remote shell.
@@ -99,7 +101,7 @@ pub enum Surroundings {
     ContinuousIntegration,
 }
 
-impl Surroundings {
+impl HostEnvironment {
     /// Looks at the environment of this process.
     pub fn detect() -> Self {
         Self::from(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()), Path::exists)
@@ -176,7 +178,7 @@ enum Platform {
     Apple,
 }
 
-impl fmt::Display for Surroundings {
+impl fmt::Display for HostEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Desktop => "in a desktop session",
@@ -192,7 +194,7 @@ impl fmt::Display for Surroundings {
 /// it, and no prompt is shown.
 ///
 /// ```no_run
-/// let probe = tokenseal::probe();
+/// let probe = tokenseal::key_store::probe();
 /// if !probe.is_usable() {
 ///     eprintln!("{probe}");
 /// }
@@ -201,7 +203,7 @@ pub fn probe() -> Probe {
     let store = Probing(KeyringStore::platform());
     let bounded = BoundedKeyStore::new(Arc::new(store), "tokenseal", "probe");
     let result = bounded.prepare(DEADLINE);
-    Probe { store: bounded.description(), result, surroundings: Surroundings::detect() }
+    Probe { store: bounded.description(), result, host_environment: HostEnvironment::detect() }
 }
 
 /// Looks where the keyring's own `prepare` would prompt.
@@ -222,9 +224,7 @@ impl KeyStore for Probing {
         let store = self.description();
         match native::connect().and_then(|_| native::is_locked()) {
             Ok(false) => Ok(()),
-            Ok(true) => {
-                Err(KeyStoreError::Locked { store, source: "its default collection is locked".into() })
-            }
+            Ok(true) => Err(KeyStoreError::locked(store, "its default collection is locked")),
             Err(error) => Err(explain(error, store, None)),
         }
     }
@@ -250,13 +250,13 @@ mod tests {
     fn surroundings_are_told_apart_and_each_has_advice() {
         let none = |_: &Path| false;
         for (variable, expected) in [
-            ("CI", Surroundings::ContinuousIntegration),
-            ("WSL_DISTRO_NAME", Surroundings::Wsl),
-            ("SSH_CONNECTION", Surroundings::Ssh),
-            ("container", Surroundings::Container),
-            ("OTHER", Surroundings::Desktop),
+            ("CI", HostEnvironment::ContinuousIntegration),
+            ("WSL_DISTRO_NAME", HostEnvironment::Wsl),
+            ("SSH_CONNECTION", HostEnvironment::Ssh),
+            ("container", HostEnvironment::Container),
+            ("OTHER", HostEnvironment::Desktop),
         ] {
-            let found = Surroundings::from(|name| name == variable, none);
+            let found = HostEnvironment::from(|name| name == variable, none);
             assert_eq!(found, expected);
             for platform in [Platform::SecretService, Platform::Windows, Platform::Apple] {
                 assert!(found.advice_on(platform).contains("KeyFileStore"), "{found}");
@@ -267,9 +267,9 @@ mod tests {
             (Platform::Windows, "Credential Manager"),
             (Platform::Apple, "security unlock-keychain"),
         ] {
-            assert!(Surroundings::Ssh.advice_on(platform).contains(own), "{platform:?}");
+            assert!(HostEnvironment::Ssh.advice_on(platform).contains(own), "{platform:?}");
         }
-        let docker = Surroundings::from(|_| false, |path| path == Path::new("/.dockerenv"));
-        assert_eq!(docker, Surroundings::Container);
+        let docker = HostEnvironment::from(|_| false, |path| path == Path::new("/.dockerenv"));
+        assert_eq!(docker, HostEnvironment::Container);
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::error::Repr;
 use super::{Error, PersistedTokenCache};
 use crate::cache::EnvironmentAliases;
 use crate::key_store::KeyStore;
@@ -17,7 +18,8 @@ const SIZE_LIMIT: u64 = 32 * 1024 * 1024;
 ///
 /// ```
 /// # use std::sync::Arc;
-/// # use tokenseal::{MemoryKeyStore, PersistedTokenCache, TokenResponse};
+/// # use tokenseal::{PersistedTokenCache, TokenResponse};
+/// # use tokenseal::key_store::MemoryKeyStore;
 /// # let directory = tempfile::tempdir().unwrap();
 /// # let builder = PersistedTokenCache::builder("contoso-cli")
 /// #     .directory(directory.path().join("tokens"))
@@ -145,20 +147,20 @@ impl PersistedTokenCacheBuilder {
         // HOME is what the user who started the program says.
         #[cfg(unix)]
         if private_file::has_foreign_rights() {
-            return Err(Error::ForeignRights);
+            return Err(Repr::ForeignRights.into());
         }
         #[cfg(any(target_os = "macos", target_os = "ios"))]
         let strategy = etcetera::base_strategy::Apple::new();
         #[cfg(not(any(target_os = "macos", target_os = "ios")))]
         let strategy = etcetera::base_strategy::choose_native_strategy();
-        let strategy = strategy.map_err(|_| Error::NoHomeDirectory)?;
+        let strategy = strategy.map_err(|_| Repr::NoHomeDirectory)?;
         #[cfg(windows)]
         let state = strategy.cache_dir();
         #[cfg(not(windows))]
         let state = strategy.state_dir().unwrap_or_else(|| strategy.data_dir());
         // A relative HOME would put the tokens wherever the program happens to run.
         if !state.is_absolute() {
-            return Err(Error::NoHomeDirectory);
+            return Err(Repr::NoHomeDirectory.into());
         }
         let directory = state.join(&self.application).join("tokenseal");
         #[cfg(unix)]
@@ -169,7 +171,7 @@ impl PersistedTokenCacheBuilder {
     pub(super) fn check_names(&self) -> Result<(), Error> {
         for name in [&self.application, &self.cache] {
             if !is_portable(name) {
-                return Err(Error::InvalidName { name: name.clone() });
+                return Err(Repr::InvalidName { name: name.clone() }.into());
             }
         }
         Ok(())

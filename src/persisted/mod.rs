@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use crate::error_kind::ErrorKind;
 pub use builder::PersistedTokenCacheBuilder;
 pub use error::Error;
-pub use rotation::{Rotation, Updated};
+pub use rotation::{Committed, Rotation};
 
 use crate::cache::{
-    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, CacheError, IdToken, RefreshToken,
-    RefreshTokenQuery, Removed, TokenCache, TokenResponse,
+    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, IdToken, RefreshToken, RefreshTokenQuery,
+    Removed, TokenCache, TokenResponse,
 };
 use crate::deadline::Lane;
 use crate::key_store::{BoundedKeyStore, KeyStore};
@@ -44,7 +45,7 @@ use state::State;
 /// A child that is forked goes on with the handles of its parent, and with none of its parent's locks,
 /// refreshes and calls: it takes part as any other process does. What was begun before the fork is its
 /// parent's: a change that a child would write without the lock is an error, and so is a
-/// [`RefreshGuard`](crate::RefreshGuard) that it inherited. The platform keyring cannot be used in a child
+/// [`RefreshGuard`](crate::refresh::RefreshGuard) that it inherited. The platform keyring cannot be used in a child
 /// of a process that has used it; it says so at once. Fork first, and open the cache after that.
 ///
 /// ```
@@ -53,7 +54,7 @@ use state::State;
 /// # let directory = tempfile::tempdir().unwrap();
 /// # let builder = PersistedTokenCache::builder("contoso-cli")
 /// #     .directory(directory.path().join("tokens"))
-/// #     .key_store(Arc::new(tokenseal::MemoryKeyStore::new()));
+/// #     .key_store(Arc::new(tokenseal::key_store::MemoryKeyStore::new()));
 /// # let sign_in = || TokenResponse::from_json(r#"{"access_token":"at","expires_in":3600}"#)
 /// #     .map(|r| r.client_id("app").home_account_id("alice").requested_scopes(["User.Read"])
 /// #         .token_endpoint("https://idp.example.com/tenant/token"));
@@ -66,7 +67,7 @@ use state::State;
 /// let added = cache.add(&response)?;               // on disk, sealed, before this returns
 ///
 /// let account = added.account().unwrap();
-/// let wanted = AccessTokenQuery::new("app").account(account).scopes(["User.Read"]);
+/// let wanted = AccessTokenQuery::for_account("app", account).scopes(["User.Read"]);
 /// assert!(cache.find_access_token(&wanted)?.is_some());
 /// # Ok::<(), tokenseal::Error>(())
 /// ```
@@ -205,7 +206,7 @@ impl PersistedTokenCache {
     /// # Errors
     /// [`Error`] as for [`update`](Self::update).
     pub fn add(&self, response: &TokenResponse) -> Result<Added, Error> {
-        self.update(|tokens| tokens.add(response)).map(Updated::into_value)
+        self.try_update(|tokens| tokens.add(response)).map(Committed::into_value)
     }
 
     /// Signs a user out: removes all rows of the account and seals the rest under a new key, so that
@@ -213,57 +214,82 @@ impl PersistedTokenCache {
     ///
     /// # Errors
     /// [`Error`] as for [`update`](Self::update).
-    pub fn remove_account(&self, account: &Account) -> Result<Updated<Removed>, Error> {
-        self.update(|tokens| Ok::<_, CacheError>(tokens.remove_account(account)))
+    pub fn remove_account(&self, account: &Account) -> Result<Committed<Removed>, Error> {
+        self.update(|tokens| tokens.remove_account(account))
     }
 
     /// Removes everything and seals what is left, an empty cache, under a new key.
     ///
     /// # Errors
     /// [`Error`] as for [`update`](Self::update).
-    pub fn clear(&self) -> Result<Updated<Removed>, Error> {
-        self.update(|tokens| Ok::<_, CacheError>(tokens.clear()))
+    pub fn clear(&self) -> Result<Committed<Removed>, Error> {
+        self.update(TokenCache::clear)
     }
 
     /// Changes the cache in one step that is durable when this returns.
     ///
-    /// `change` sees the newest state, whoever wrote it. If it fails or panics, nothing is written
-    /// and the cache is as it was. It runs under the lock, so it must be quick: no network call
-    /// belongs in it. Reading the same cache inside it gives the state before the change.
+    /// `change` sees the newest state, whoever wrote it. If it panics, nothing is written and the cache is
+    /// as it was; use [`try_update`](Self::try_update) for a change that may fail. It runs under the lock,
+    /// so it must be quick: no network call belongs in it. Reading the same cache inside it returns the
+    /// state before the change.
     ///
     /// If `change` removes an account or clears the cache, or puts another cache in its place that an account
-    /// is gone from, the file is sealed under a new key; see [`Updated::rotation`].
+    /// is gone from, the file is sealed under a new key; see [`Committed::rotation`].
     ///
     /// ```
     /// # use std::sync::Arc;
-    /// # use tokenseal::{CacheError, PersistedTokenCache};
+    /// # use tokenseal::PersistedTokenCache;
     /// # let directory = tempfile::tempdir().unwrap();
     /// # let cache = PersistedTokenCache::builder("contoso-cli")
     /// #     .directory(directory.path().join("tokens"))
-    /// #     .key_store(Arc::new(tokenseal::MemoryKeyStore::new()))
+    /// #     .key_store(Arc::new(tokenseal::key_store::MemoryKeyStore::new()))
     /// #     .open()?;
     /// let now = std::time::SystemTime::now();
-    /// let purged = cache.update(|tokens| Ok::<_, CacheError>(tokens.purge_expired(now)))?;
+    /// let purged = cache.update(|tokens| tokens.purge_expired(now))?;
     /// assert_eq!(purged.value().access_tokens(), 0);
     /// # Ok::<(), tokenseal::Error>(())
     /// ```
     ///
     /// # Errors
-    /// What `change` returned; or [`Error`] if the lock or the key cannot be had in time, the file
-    /// cannot be read, or the new one cannot be written or would be over the size limit. The old file
-    /// is then untouched. Only where the very last step fails, making the replacement durable, others
-    /// may see the new one although it is not promised to survive.
-    pub fn update<T, E: Into<Error>>(
+    /// [`Error`] if the lock or the key cannot be obtained in time, the file cannot be read, or the new one
+    /// cannot be written or would exceed the size limit. The old file is then untouched. Only if the very
+    /// last step fails, making the replacement durable, others may see the new one although it is not
+    /// promised to survive.
+    pub fn update<T>(&self, change: impl FnOnce(&mut TokenCache) -> T) -> Result<Committed<T>, Error> {
+        self.try_update(|tokens| Ok::<_, Error>(change(tokens)))
+    }
+
+    /// Changes the cache as [`update`](Self::update) does, unless `change` fails: then nothing is written,
+    /// and the cache is as it was.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use tokenseal::PersistedTokenCache;
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let cache = PersistedTokenCache::builder("contoso-cli")
+    /// #     .directory(directory.path().join("tokens"))
+    /// #     .key_store(Arc::new(tokenseal::key_store::MemoryKeyStore::new()))
+    /// #     .open()?;
+    /// // Replaces the content with a cache that another program exported, if it is one.
+    /// let exported = r#"{"AccessToken": {}}"#;
+    /// cache.try_update(|tokens| tokens.deserialize(exported))?;
+    /// # Ok::<(), tokenseal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What `change` returned ([`Error::aborted`] makes one of any error); otherwise as
+    /// [`update`](Self::update).
+    pub fn try_update<T, E: Into<Error>>(
         &self,
         change: impl FnOnce(&mut TokenCache) -> Result<T, E>,
-    ) -> Result<Updated<T>, Error> {
+    ) -> Result<Committed<T>, Error> {
         let inner = &*self.0;
         inner.fetch_key()?;
         let lock = inner.store.lock(inner.lock_timeout)?;
         let mut changing = Change::begin(inner, &lock)?;
         let value = change(changing.tokens()).map_err(Into::into)?;
         let rotation = changing.commit()?;
-        Ok(Updated::new(value, rotation))
+        Ok(Committed::new(value, rotation))
     }
 
     /// Sets the file aside, under a name that tells so, and goes on with an empty cache under a new
@@ -333,7 +359,7 @@ fn platform_key_store() -> Result<Arc<dyn KeyStore>, Error> {
 
 #[cfg(not(feature = "keyring"))]
 fn platform_key_store() -> Result<Arc<dyn KeyStore>, Error> {
-    Err(Error::NoKeyStore)
+    Err(error::Repr::NoKeyStore.into())
 }
 
 impl fmt::Debug for PersistedTokenCache {

@@ -25,12 +25,13 @@ use crate::store::StoreLock;
 ///
 /// ```
 /// # use std::sync::Arc;
-/// # use tokenseal::{MemoryKeyStore, PersistedTokenCache, TokenResponse};
+/// # use tokenseal::{PersistedTokenCache, TokenResponse};
+/// # use tokenseal::key_store::MemoryKeyStore;
 /// # let directory = tempfile::tempdir().unwrap();
 /// # let builder = PersistedTokenCache::builder("contoso-cli")
 /// #     .directory(directory.path().join("tokens"))
 /// #     .key_store(Arc::new(MemoryKeyStore::new()));
-/// use tokenseal::Rotation;
+/// use tokenseal::persisted::Rotation;
 ///
 /// let cache = builder.open()?;
 /// let cleared = cache.clear()?;
@@ -56,7 +57,8 @@ pub enum Rotation {
 ///
 /// ```
 /// # use std::sync::Arc;
-/// # use tokenseal::{MemoryKeyStore, PersistedTokenCache, TokenResponse};
+/// # use tokenseal::{PersistedTokenCache, TokenResponse};
+/// # use tokenseal::key_store::MemoryKeyStore;
 /// # let directory = tempfile::tempdir().unwrap();
 /// # let builder = PersistedTokenCache::builder("contoso-cli")
 /// #     .directory(directory.path().join("tokens"))
@@ -70,13 +72,13 @@ pub enum Rotation {
 /// # Ok::<(), tokenseal::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Updated<T> {
+pub struct Committed<T> {
     value: T,
     rotation: Rotation,
 }
 
-impl<T> Updated<T> {
-    pub(super) fn new(value: T, rotation: Rotation) -> Self {
+impl<T> Committed<T> {
+    pub(crate) fn new(value: T, rotation: Rotation) -> Self {
         Self { value, rotation }
     }
 
@@ -269,14 +271,14 @@ impl Inner {
         let mut under_new = match self.write(lock, tokens, &new, 1, notes.clone()) {
             Ok(under_new) => under_new,
             Err(error) => {
-                let reason = self.postponed(&error);
+                let reason = self.postponed(error);
                 return Ok((under_old, Rotation::Pending { reason }));
             }
         };
         drop(under_old);
         let failure = match self.delete_retired(lock, new.id(), &mut notes) {
             Ok(failure) => failure,
-            Err(error) => Some(self.postponed(&error)),
+            Err(error) => Some(self.postponed(error)),
         };
         // The file still notes what was deleted just now; the next change writes what is left.
         under_new.notes = notes;
@@ -288,9 +290,9 @@ impl Inner {
     }
 
     /// The file was written under one key, and what was to follow failed.
-    fn postponed(&self, error: &Error) -> KeyStoreError {
-        let advice = "what is left of the rotation could not be done; the next update tries again";
-        KeyStoreError::unavailable(self.keys.description(), advice, error.to_string())
+    fn postponed(&self, error: Error) -> KeyStoreError {
+        let advice = "the rest of the rotation could not be done, and the next change tries again";
+        KeyStoreError::unavailable(self.keys.description(), advice, error)
     }
 
     /// A key that an earlier rotation made and did not come to use.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::error::Repr;
 use super::{Error, Inner};
 use crate::cache::TokenCache;
 use crate::deadline;
+use crate::error_kind::ErrorKind;
 use crate::key_store::KeyStoreError;
 use crate::record::{KeyNotes, OpenError, Unsealed};
 use crate::seal::{Header, KeyId, SealError, SealingKey};
@@ -76,7 +78,7 @@ impl Inner {
             }
             let Some(_reloading) = self.reloading.enter(deadline) else {
                 let store = self.keys.description();
-                return Err(KeyStoreError::TimedOut { store, waited: self.key_timeout }.into());
+                return Err(KeyStoreError::timed_out(store, self.key_timeout).into());
             };
             if !self.is_current(&self.state())? {
                 self.reload(deadline::left(deadline))?;
@@ -146,7 +148,7 @@ impl Inner {
                 Ok(key) => key,
                 // Another process may have rotated the key meanwhile: read the file again, and ask
                 // for what it names now. The same answer about the same key is final.
-                Err(error @ KeyStoreError::NoEntry { .. }) if missing != Some(header.key_id) => {
+                Err(error) if error.kind() == ErrorKind::KeyMissing && missing != Some(header.key_id) => {
                     drop(error);
                     missing = Some(header.key_id);
                     continue;
@@ -167,15 +169,17 @@ impl Inner {
 
     fn open(&self, record: Record, header: Header, key: Arc<SealingKey>) -> Result<State, Error> {
         let (cache, notes) = self.codec.open(&key, &header, record.bytes).map_err(|error| match error {
-            OpenError::Seal(source) => self.unopened(source),
-            OpenError::Content(source) => Error::Content { path: self.store.path().to_owned(), source },
+            OpenError::Seal(seal) => self.unopened(seal),
+            OpenError::Content(content) => {
+                Repr::Content { path: self.store.path().to_owned(), content }.into()
+            }
         })?;
         let generation = header.generation;
         Ok(State { cache, notes, key: Some(key), generation, watch: Some(record.watch), is_read: true })
     }
 
-    fn unopened(&self, source: SealError) -> Error {
-        Error::Seal { path: self.store.path().to_owned(), source }
+    fn unopened(&self, seal: SealError) -> Error {
+        Repr::Seal { path: self.store.path().to_owned(), seal }.into()
     }
 
     /// The key with this id: the one in memory, or from the key store.

@@ -4,10 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tokio::sync::oneshot;
 
-use super::{Error, PersistedTokenCache, PersistedTokenCacheBuilder, Updated};
+use super::error::Repr;
+use super::{Committed, Error, PersistedTokenCache, PersistedTokenCacheBuilder};
 use crate::cache::{
-    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, CacheError, IdToken, RefreshToken,
-    RefreshTokenQuery, Removed, TokenCache, TokenResponse,
+    AccessToken, AccessTokenQuery, Account, AccountQuery, Added, IdToken, RefreshToken, RefreshTokenQuery,
+    Removed, TokenCache, TokenResponse,
 };
 use crate::workers;
 
@@ -101,7 +102,7 @@ impl PersistedTokenCache {
     /// # Errors
     /// As [`add`](Self::add).
     pub async fn add_async(&self, response: TokenResponse) -> Result<Added, Error> {
-        self.update_async(move |tokens| tokens.add(&response)).await.map(Updated::into_value)
+        self.try_update_async(move |tokens| tokens.add(&response)).await.map(Committed::into_value)
     }
 
     /// As [`remove_account`](Self::remove_account), for asynchronous code. Dropping the returned future does
@@ -109,17 +110,17 @@ impl PersistedTokenCache {
     ///
     /// # Errors
     /// As [`remove_account`](Self::remove_account).
-    pub async fn remove_account_async(&self, account: &Account) -> Result<Updated<Removed>, Error> {
+    pub async fn remove_account_async(&self, account: &Account) -> Result<Committed<Removed>, Error> {
         let account = account.clone();
-        self.update_async(move |tokens| Ok::<_, CacheError>(tokens.remove_account(&account))).await
+        self.update_async(move |tokens| tokens.remove_account(&account)).await
     }
 
     /// As [`clear`](Self::clear), for asynchronous code.
     ///
     /// # Errors
     /// As [`clear`](Self::clear).
-    pub async fn clear_async(&self) -> Result<Updated<Removed>, Error> {
-        self.update_async(|tokens| Ok::<_, CacheError>(tokens.clear())).await
+    pub async fn clear_async(&self) -> Result<Committed<Removed>, Error> {
+        self.update_async(TokenCache::clear).await
     }
 
     /// As [`update`](Self::update), for asynchronous code. `change` runs on another thread, under the lock.
@@ -127,7 +128,8 @@ impl PersistedTokenCache {
     ///
     /// ```
     /// # use std::sync::Arc;
-    /// # use tokenseal::{CacheError, MemoryKeyStore, PersistedTokenCache};
+    /// # use tokenseal::PersistedTokenCache;
+    /// # use tokenseal::key_store::MemoryKeyStore;
     /// # let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     /// # runtime.block_on(async {
     /// # let directory = tempfile::tempdir().unwrap();
@@ -136,19 +138,32 @@ impl PersistedTokenCache {
     /// #     .key_store(Arc::new(MemoryKeyStore::new()));
     /// let cache = builder.open_async().await?;
     /// let now = std::time::SystemTime::now();
-    /// let purged = cache.update_async(move |tokens| Ok::<_, CacheError>(tokens.purge_expired(now))).await?;
+    /// let purged = cache.update_async(move |tokens| tokens.purge_expired(now)).await?;
     /// assert_eq!(purged.value().access_tokens(), 0);
     /// # Ok::<(), tokenseal::Error>(()) }).unwrap();
     /// ```
     ///
     /// # Errors
     /// As [`update`](Self::update).
-    pub async fn update_async<T: Send + 'static, E: Into<Error>>(
+    pub async fn update_async<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&mut TokenCache) -> Result<T, E> + Send + 'static,
-    ) -> Result<Updated<T>, Error> {
+        change: impl FnOnce(&mut TokenCache) -> T + Send + 'static,
+    ) -> Result<Committed<T>, Error> {
         let cache = self.clone();
         on_a_worker(move || cache.update(change)).await
+    }
+
+    /// As [`try_update`](Self::try_update), for asynchronous code. `change` runs on another thread, under the
+    /// lock. Dropping the returned future does not stop it.
+    ///
+    /// # Errors
+    /// As [`try_update`](Self::try_update).
+    pub async fn try_update_async<T: Send + 'static, E: Into<Error>>(
+        &self,
+        change: impl FnOnce(&mut TokenCache) -> Result<T, E> + Send + 'static,
+    ) -> Result<Committed<T>, Error> {
+        let cache = self.clone();
+        on_a_worker(move || cache.try_update(change)).await
     }
 }
 
@@ -161,7 +176,7 @@ async fn on_a_worker<T: Send + 'static>(
         // Nobody may be waiting any more.
         drop(done.send(catch_unwind(AssertUnwindSafe(work))));
     })
-    .map_err(|source| Error::NoThread { source })?;
+    .map_err(|source| Repr::NoThread { source })?;
     match result.await.expect("a worker sends before it ends") {
         Ok(result) => result,
         Err(panic) => resume_unwind(panic),

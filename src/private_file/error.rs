@@ -1,15 +1,15 @@
 //! What is wrong with a file or a directory.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::error_kind::ErrorKind;
 
 /// What is wrong with a file or a directory.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FileError {
+pub(crate) enum FileError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
-    #[non_exhaustive]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
@@ -25,7 +25,6 @@ pub enum FileError {
         "{} is {found} and not a {expected}; nothing was read or written; see what it is before you move it",
         path.display()
     )]
-    #[non_exhaustive]
     WrongType {
         /// Where.
         path: PathBuf,
@@ -41,7 +40,6 @@ pub enum FileError {
          its owner, or see what it is before you move it",
         path.display()
     )]
-    #[non_exhaustive]
     ForeignOwner {
         /// Which one.
         path: PathBuf,
@@ -55,7 +53,6 @@ pub enum FileError {
          its owner, set HOME to a home of your own (`sudo -H`), or name another directory",
         path.display()
     )]
-    #[non_exhaustive]
     ForeignParent {
         /// The directory that is there.
         path: PathBuf,
@@ -65,7 +62,6 @@ pub enum FileError {
 
     /// Others may read the file or write to the directory.
     #[error("{} has {permissions}, which lets others in; run: {remedy}", path.display())]
-    #[non_exhaustive]
     LoosePermissions {
         /// Which one.
         path: PathBuf,
@@ -76,10 +72,36 @@ pub enum FileError {
     },
 
     /// The path has a part that Windows takes for a device, or does not keep as it is written.
+    #[cfg(windows)]
     #[error("{} has a part that Windows reserves; choose another directory", path.display())]
-    #[non_exhaustive]
     ReservedName {
         /// The path.
         path: PathBuf,
     },
+}
+
+impl FileError {
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { .. } => ErrorKind::Io,
+            Self::WrongType { .. } => ErrorKind::WrongFileType,
+            Self::ForeignOwner { .. } => ErrorKind::ForeignOwner,
+            Self::ForeignParent { .. } => ErrorKind::ForeignParent,
+            Self::LoosePermissions { .. } => ErrorKind::LoosePermissions,
+            #[cfg(windows)]
+            Self::ReservedName { .. } => ErrorKind::ReservedPath,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::WrongType { path, .. }
+            | Self::ForeignOwner { path, .. }
+            | Self::ForeignParent { path, .. }
+            | Self::LoosePermissions { path, .. } => path,
+            #[cfg(windows)]
+            Self::ReservedName { path } => path,
+        }
+    }
 }

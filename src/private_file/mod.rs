@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use device_names::is_device;
-pub use error::FileError;
+pub(crate) use error::FileError;
 #[cfg(unix)]
 use unix as platform;
 #[cfg(unix)]

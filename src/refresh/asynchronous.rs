@@ -7,11 +7,11 @@ use super::registry::Registry;
 use super::source::Source;
 use super::tokio::{acquire, guard, settle};
 use super::{
-    AcquireError, AcquireRequest, Acquired, RefreshCall, RefreshFailure, RefreshGuard, SharedTokenCache,
-    for_application,
+    AcquireError, AcquireRequest, Acquired, RefreshCall, RefreshFailure, RefreshGuard, for_application,
 };
 use crate::cache::{RefreshTokenQuery, TokenResponse};
 use crate::persisted::PersistedTokenCache;
+use crate::shared::SharedTokenCache;
 
 impl PersistedTokenCache {
     /// As [`acquire`](Self::acquire), for asynchronous code on Tokio.
@@ -130,7 +130,14 @@ impl SharedTokenCache {
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
         let call = move |sent: Call| call(RefreshCall::new(sent));
-        acquire(&self.source, || self.registry(), request.into(), true, call).await
+        acquire(
+            &Source::Memory(self.clone()),
+            || Registry::of_memory(self.number()),
+            request.into(),
+            true,
+            call,
+        )
+        .await
     }
 
     /// As [`acquire_for_application`](Self::acquire_for_application), for asynchronous code on Tokio; see
@@ -172,7 +179,14 @@ impl SharedTokenCache {
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
         let call = move |sent: Call| call(MintCall::new(sent));
-        acquire(&self.source, || self.registry(), request.into(), false, call).await
+        acquire(
+            &Source::Memory(self.clone()),
+            || Registry::of_memory(self.number()),
+            request.into(),
+            false,
+            call,
+        )
+        .await
     }
 
     /// As [`settle`](Self::settle), for asynchronous code on Tokio.
@@ -183,7 +197,7 @@ impl SharedTokenCache {
     /// # Panics
     /// In a runtime whose clock is not enabled.
     pub async fn settle_async(&self, within: Duration) -> Result<(), AcquireError> {
-        settle(&self.source, &self.registry(), within).await
+        settle(&Source::Memory(self.clone()), &Registry::of_memory(self.number()), within).await
     }
 
     /// As [`refresh_guard`](Self::refresh_guard), for asynchronous code on Tokio.
@@ -198,6 +212,6 @@ impl SharedTokenCache {
         query: &RefreshTokenQuery,
         within: Duration,
     ) -> Result<RefreshGuard, AcquireError> {
-        guard(self.source.clone(), self.registry(), query.clone(), within).await
+        guard(Source::Memory(self.clone()), Registry::of_memory(self.number()), query.clone(), within).await
     }
 }

@@ -15,7 +15,8 @@ use crate::secret::{Secret, SecretBytes};
 /// [`TokenResponse`] or a [`RefreshFailure`] itself.
 ///
 /// ```
-/// use tokenseal::{RefreshCall, RefreshFailure, TokenResponse};
+/// use tokenseal::TokenResponse;
+/// use tokenseal::refresh::{RefreshCall, RefreshFailure};
 /// # struct Answer { status: u16, content_type: Option<&'static str>, retry_after: Option<&'static str>, body: &'static str }
 /// # fn post(_: &str) -> std::io::Result<Answer> {
 /// #     Ok(Answer { status: 200, content_type: None, retry_after: None, body: "{}" }) }
@@ -41,7 +42,8 @@ pub struct RefreshCall {
 /// identity, on behalf of a user, from another program) takes the parts instead.
 ///
 /// ```
-/// use tokenseal::{MintCall, RefreshFailure, TokenResponse};
+/// use tokenseal::TokenResponse;
+/// use tokenseal::refresh::{MintCall, RefreshFailure};
 ///
 /// fn from_the_metadata_service(call: MintCall) -> Result<TokenResponse, RefreshFailure> {
 /// #   let get = |_: &str| Ok::<_, std::io::Error>((200, r#"{"access_token":"at","expires_in":"3600"}"#));

@@ -11,7 +11,7 @@ use super::look::{Means, Wanted};
 use super::names::{FlightKey, RequestId, access_token_name};
 use super::pending::{Pending, overlaid};
 use super::registry::Registry;
-use super::request::{AcquireRequest, Acquired, Origin};
+use super::request::{AcquireRequest, Acquired, TokenSource};
 use super::single_flight::{Flight, Joined, Patience, Waited};
 use super::source::Source;
 use super::step::{Leftover, Outcome};
@@ -126,7 +126,7 @@ impl<'a> Caller<'a> {
     pub(super) fn join(&mut self, lead: impl FnOnce(Driver) -> Result<(), AcquireError>) -> Step {
         let due = self.due.take();
         let still_valid =
-            |token, failure| Step::Done(Ok(Acquired::instead(token, Origin::StillValid, failure)));
+            |token, failure| Step::Done(Ok(Acquired::instead(token, TokenSource::StillValid, failure)));
         if let Some(token) = &due
             && let Some(pause) = self.registry.early_pause(&self.id.request)
             && !self.request.tries_now
@@ -225,12 +225,12 @@ impl<'a> Caller<'a> {
         let leftover = leftover.filter(is_wanted);
         let Some(Leftover { token, save_failure }) = leftover else { return Err(error) };
         let origin = if token.expires_on() > now {
-            Origin::StillValid
+            TokenSource::StillValid
         } else if self.request.allows_extended_lifetime
             && error.is_transient()
             && token.extended_expires_on() > now
         {
-            Origin::ExtendedLifetime
+            TokenSource::ExtendedLifetime
         } else {
             return Err(error);
         };
@@ -256,9 +256,12 @@ impl<'a> Caller<'a> {
         });
         match found {
             // It is not saved yet, which may be what the other one waits for.
-            Ok(Some((Some(token), _))) => {
-                Ok(Acquired { token, origin: Origin::Cache, save_failure: save_failure(), failure: None })
-            }
+            Ok(Some((Some(token), _))) => Ok(Acquired {
+                token,
+                origin: TokenSource::Cache,
+                save_failure: save_failure(),
+                failure: None,
+            }),
             Ok(Some((None, leftover))) => {
                 let leftover = leftover.map(|token| Leftover { token, save_failure: save_failure() });
                 self.fall_back(error, leftover)

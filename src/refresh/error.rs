@@ -72,7 +72,7 @@ pub enum AcquireError {
     NoAccessToken,
 
     /// The server gave the access token that the cache has already, and it does not last longer; or the
-    /// one that is to be replaced ([`AcquireRequest::replacing`](crate::AcquireRequest::replacing)).
+    /// one that is to be replaced ([`AcquireRequest::replacing`](crate::refresh::AcquireRequest::replacing)).
     #[error("the server gave the very access token that is to be replaced")]
     SameToken,
 
@@ -138,7 +138,8 @@ pub enum AcquireError {
     /// A refresh guard was asked for while a renewed refresh token is in this process's memory only,
     /// because it cannot be saved.
     #[error(
-        "a renewed refresh token could not be saved yet, and the one in the cache must not be used: {source}"
+        "a renewed refresh token could not be saved yet, and the one in the cache must not be used; make \
+         the cache writable, and try again"
     )]
     #[non_exhaustive]
     NotSaved {
@@ -164,7 +165,7 @@ pub enum AcquireError {
     NoRuntime,
 
     /// The operating system gave no thread to refresh in.
-    #[error("no thread could be started to refresh in: {source}")]
+    #[error("no thread could be started to refresh in; close programs, or raise the limit of threads")]
     #[non_exhaustive]
     NoThread {
         /// What it said.

@@ -21,7 +21,7 @@ impl fmt::Debug for Cause {
 }
 
 /// Why a call to the token endpoint brought no tokens: what the function given to `acquire` returns
-/// instead of a [`TokenResponse`](crate::TokenResponse). [`RefreshCall::answer`](crate::RefreshCall::answer)
+/// instead of a [`TokenResponse`](crate::TokenResponse). [`RefreshCall::answer`](crate::refresh::RefreshCall::answer)
 /// makes it of what the server sent.
 ///
 /// Three kinds must be told apart, for the first needs the user and the others do not:
@@ -35,7 +35,7 @@ impl fmt::Debug for Cause {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tokenseal::RefreshFailure;
+/// use tokenseal::refresh::RefreshFailure;
 ///
 /// // Where the client library tells them apart:
 /// let rejected = RefreshFailure::rejected("invalid_grant").sub_error("bad_token");
@@ -49,6 +49,7 @@ impl fmt::Debug for Cause {
 /// assert!(!RefreshFailure::from_error_response(503, "").is_rejected());
 /// ```
 #[derive(Debug)]
+#[must_use = "return it from the call"]
 pub struct RefreshFailure(pub(super) Reason);
 
 #[derive(Debug, Clone)]

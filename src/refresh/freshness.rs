@@ -46,7 +46,7 @@ mod tests {
         for (lifetime, refresh_in, longest) in [(3_600, 1_800, 300), (1_000, 200, 200), (100, 100, 0)] {
             let token = token(lifetime, refresh_in);
             let refresh_on = token.refresh_on().unwrap();
-            let query = AccessTokenQuery::new("c").account(&Account::new("u", "e"));
+            let query = AccessTokenQuery::for_account("c", &Account::new("u", "e"));
             let due = |at: SystemTime| is_due(&token, &query.clone().at(at));
             assert!(!due(refresh_on - Duration::from_secs(1)));
             assert!(due(refresh_on + Duration::from_secs(longest)));

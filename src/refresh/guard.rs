@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Reason, RefreshFailure};
 use super::lease::Lease;
+use super::look::SEVERAL_ISSUERS;
 use super::names::{RequestId, TokenMark, lease_name};
-use super::plan::SEVERAL_ISSUERS;
 use super::refusal::Verdict;
 use super::registry::Registry;
 use super::source::Source;
@@ -28,14 +28,16 @@ use crate::persisted::Error;
 ///
 /// ```
 /// # use std::sync::Arc;
-/// # use tokenseal::{Account, MemoryKeyStore, PersistedTokenCache};
+/// # use tokenseal::{Account, PersistedTokenCache};
+/// # use tokenseal::key_store::MemoryKeyStore;
 /// # let directory = tempfile::tempdir()?;
 /// # let cache = PersistedTokenCache::builder("contoso-cli")
 /// #     .directory(directory.path().join("tokens"))
 /// #     .key_store(Arc::new(MemoryKeyStore::new()))
 /// #     .open()?;
 /// use std::time::Duration;
-/// use tokenseal::{RefreshFailure, RefreshTokenQuery, TokenResponse};
+/// use tokenseal::{RefreshTokenQuery, TokenResponse};
+/// use tokenseal::refresh::RefreshFailure;
 ///
 /// # fn post(_: &str) -> std::io::Result<(u16, String)> { Ok((200, String::new())) }
 /// let account = Account::new("alice", "idp.example.com");

@@ -10,6 +10,13 @@ use crate::cache::{
 };
 use crate::secret::Secret;
 
+const SEVERAL_REALMS: &str =
+    "the account has tokens of several realms: name one with `AccessTokenQuery::realm`";
+pub(super) const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
+                               account from `accounts`, or name it with `Account::with_issuer`";
+const NO_SCOPES: &str = "no scopes are named, and the sign-in was for some: name them with `AccessTokenQuery::scopes`, or ask for \
+     `any_scope`";
+
 /// What a refresh is to bring.
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -44,10 +51,8 @@ pub(super) enum Look {
     Fresh(AccessToken),
     /// No such token, and this to make a call with.
     Send(Box<Candidate>),
-    /// The account has tokens of several realms, and the request names none.
-    SeveralRealms,
-    /// The name of the account is that of several users.
-    SeveralIssuers,
+    /// The request does not say which of several things it is for: this is what it should say.
+    Ambiguous(&'static str),
     /// No such token, and no refresh token.
     Nothing,
 }
@@ -122,7 +127,7 @@ impl Wanted {
 
     fn look_for_refresh_token(&self, cache: &TokenCache, account: &Account, spent: &[Secret]) -> Look {
         if cache.has_several_issuers(account) {
-            return Look::SeveralIssuers;
+            return Look::Ambiguous(SEVERAL_ISSUERS);
         }
         let wanted = refresh_token_query(&self.query, account, self.family_id.as_deref());
         let mut refresh_tokens = cache.find_refresh_tokens(&wanted);
@@ -140,11 +145,14 @@ impl Wanted {
         let mark = newest.map_or_else(TokenMark::none, TokenMark::of);
         let own = refresh_tokens.iter().position(|token| token.client_id() == self.query.client_id);
         let token = refresh_tokens.swap_remove(own.unwrap_or(0));
+        if self.query.scopes.is_empty() && !self.query.any_scope && token.scopes().next().is_some() {
+            return Look::Ambiguous(NO_SCOPES);
+        }
         let realm = match &self.query.realm {
             Some(realm) => Some(realm.clone()),
             None => match cache.known_realm(&self.query.client_id, account) {
                 Ok(realm) => realm,
-                Err(_several) => return Look::SeveralRealms,
+                Err(_several) => return Look::Ambiguous(SEVERAL_REALMS),
             },
         };
         Look::Send(Box::new(Candidate {
@@ -191,7 +199,9 @@ impl Wanted {
 
     /// The access token of an answer, if it is what was asked for.
     pub(super) fn came(&self, cache: &TokenCache, token: &Secret, now: SystemTime) -> Option<Came> {
-        let query = self.query_at(now);
+        let mut query = self.query_at(now);
+        // What answers the request is of its realm, whichever that is.
+        query.any_realm = true;
         let token = cache.find_this_access_token(&query, token)?;
         let fresh = cache.find_living_access_token(&query, Life::Fresh, None);
         let is_fresh = fresh.is_some_and(|fresh| fresh.secret() == token.secret());

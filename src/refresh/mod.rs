@@ -58,11 +58,11 @@ pub use call::{MintCall, RefreshCall};
 pub use error::{AcquireError, FailedCall, SignInReason};
 pub use failure::RefreshFailure;
 pub use guard::RefreshGuard;
-pub use request::{AcquireRequest, Acquired, Origin};
-pub use source::SharedTokenCache;
+pub use request::{AcquireRequest, Acquired, TokenSource};
 
 use crate::cache::{RefreshTokenQuery, TokenResponse};
 use crate::persisted::PersistedTokenCache;
+use crate::shared::SharedTokenCache;
 use call::Call;
 use registry::Registry;
 use source::Source;
@@ -110,13 +110,15 @@ impl PersistedTokenCache {
     ///
     /// ```
     /// # use std::sync::Arc;
-    /// # use tokenseal::{Account, MemoryKeyStore, PersistedTokenCache};
+    /// # use tokenseal::{Account, PersistedTokenCache};
+    /// # use tokenseal::key_store::MemoryKeyStore;
     /// # let directory = tempfile::tempdir()?;
     /// # let cache = PersistedTokenCache::builder("contoso-cli")
     /// #     .directory(directory.path().join("tokens"))
     /// #     .key_store(Arc::new(MemoryKeyStore::new()))
     /// #     .open()?;
-    /// use tokenseal::{AccessTokenQuery, RefreshCall, RefreshFailure, TokenResponse};
+    /// use tokenseal::{AccessTokenQuery, TokenResponse};
+    /// use tokenseal::refresh::{RefreshCall, RefreshFailure};
     /// # struct Answer { status: u16, content_type: Option<&'static str>, retry_after: Option<&'static str>, body: &'static str }
     /// # fn post(_: &str) -> std::io::Result<Answer> {
     /// #     Ok(Answer { status: 200, content_type: None, retry_after: None, body: "{}" }) }
@@ -127,7 +129,7 @@ impl PersistedTokenCache {
     /// }
     ///
     /// # let account = Account::new("alice", "idp.example.com");
-    /// let wanted = AccessTokenQuery::new("my-client").account(&account).scopes(["orders.read"]);
+    /// let wanted = AccessTokenQuery::for_account("my-client", &account).scopes(["orders.read"]);
     /// match cache.acquire(&wanted, refresh) {
     ///     Ok(acquired) => println!("a token of {} characters", acquired.token().expose().len()),
     ///     Err(error) if error.is_sign_in_required() => println!("sign in"),
@@ -164,7 +166,8 @@ impl PersistedTokenCache {
     ///
     /// ```
     /// # use std::sync::Arc;
-    /// # use tokenseal::{MemoryKeyStore, PersistedTokenCache};
+    /// # use tokenseal::PersistedTokenCache;
+    /// # use tokenseal::key_store::MemoryKeyStore;
     /// # let directory = tempfile::tempdir()?;
     /// # let cache = PersistedTokenCache::builder("contoso-daemon")
     /// #     .directory(directory.path().join("tokens"))
@@ -172,9 +175,10 @@ impl PersistedTokenCache {
     /// #     .open()?;
     /// # fn post(_: &str) -> std::io::Result<(u16, &'static str)> {
     /// #     Ok((200, r#"{"access_token":"at","expires_in":3600}"#)) }
-    /// use tokenseal::{AccessTokenQuery, RefreshFailure};
+    /// use tokenseal::AccessTokenQuery;
+    /// use tokenseal::refresh::RefreshFailure;
     ///
-    /// let wanted = AccessTokenQuery::new("my-daemon")
+    /// let wanted = AccessTokenQuery::for_application("my-daemon")
     ///     .environment("idp.example.com")
     ///     .realm("contoso")
     ///     .scopes(["orders.read"]);
@@ -240,7 +244,8 @@ impl PersistedTokenCache {
     ///
     /// ```
     /// # use std::sync::Arc;
-    /// # use tokenseal::{MemoryKeyStore, PersistedTokenCache};
+    /// # use tokenseal::PersistedTokenCache;
+    /// # use tokenseal::key_store::MemoryKeyStore;
     /// # let directory = tempfile::tempdir()?;
     /// # let cache = PersistedTokenCache::builder("contoso-cli")
     /// #     .directory(directory.path().join("tokens"))
@@ -274,7 +279,13 @@ impl SharedTokenCache {
         F: FnMut(RefreshCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
     {
         let call = move |sent: Call| call(RefreshCall::new(sent));
-        blocking::acquire(&self.source, || self.registry(), request.into(), true, call)
+        blocking::acquire(
+            &Source::Memory(self.clone()),
+            || Registry::of_memory(self.number()),
+            request.into(),
+            true,
+            call,
+        )
     }
 
     /// Returns a valid access token of the application itself, getting one if necessary, as
@@ -290,7 +301,12 @@ impl SharedTokenCache {
     where
         F: FnMut(MintCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
     {
-        mint(&self.source, || self.registry(), for_application(request.into())?, call)
+        mint(
+            &Source::Memory(self.clone()),
+            || Registry::of_memory(self.number()),
+            for_application(request.into())?,
+            call,
+        )
     }
 
     /// Returns a valid access token, getting one by `call` if necessary, as
@@ -306,7 +322,7 @@ impl SharedTokenCache {
     where
         F: FnMut(MintCall) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
     {
-        mint(&self.source, || self.registry(), request.into(), call)
+        mint(&Source::Memory(self.clone()), || Registry::of_memory(self.number()), request.into(), call)
     }
 
     /// Waits until every refresh of this cache that is under way has ended, `within` this time, as
@@ -315,7 +331,7 @@ impl SharedTokenCache {
     /// # Errors
     /// [`AcquireError::NotSettled`] if a refresh takes longer.
     pub fn settle(&self, within: Duration) -> Result<(), AcquireError> {
-        self.registry().settle(&self.source, within)
+        Registry::of_memory(self.number()).settle(&Source::Memory(self.clone()), within)
     }
 
     /// Locks a refresh token, as [`PersistedTokenCache::refresh_guard`] does,
@@ -328,7 +344,13 @@ impl SharedTokenCache {
         query: &RefreshTokenQuery,
         within: Duration,
     ) -> Result<RefreshGuard, AcquireError> {
-        RefreshGuard::wait(&self.source, &self.registry(), query, within, || true)
+        RefreshGuard::wait(
+            &Source::Memory(self.clone()),
+            &Registry::of_memory(self.number()),
+            query,
+            within,
+            || true,
+        )
     }
 }
 

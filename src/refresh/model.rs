@@ -13,10 +13,11 @@ use super::caller::{Caller, Step};
 use super::registry::Registry;
 use super::request::AcquireRequest;
 use super::single_flight::{Flight, Joined, Patience, Waited};
-use super::source::{InMemory, Source};
+use super::source::Source;
 use super::step::Outcome;
 use crate::cache::{AccessTokenQuery, Account, Life, TokenCache, TokenResponse};
 use crate::deadline::{self, Lane};
+use crate::shared::SharedTokenCache;
 use crate::sync::Mutex;
 
 /// A cache in memory that threads share, and a provider.
@@ -39,14 +40,14 @@ fn response(json: &str) -> TokenResponse {
 }
 
 fn query(scope: &str) -> AccessTokenQuery {
-    AccessTokenQuery::new("app").account(&Account::new("alice", "idp.example")).scopes([scope])
+    AccessTokenQuery::for_account("app", &Account::new("alice", "idp.example")).scopes([scope])
 }
 
 impl World {
     fn new() -> Arc<Self> {
         let mut cache = TokenCache::new();
         cache.add(&response(r#"{"refresh_token":"0","scope":"read write"}"#)).unwrap();
-        let source = Source::Memory(Arc::new(InMemory::new(cache)));
+        let source = Source::Memory(SharedTokenCache::new(cache));
         Arc::new(Self { source, registry: Arc::default(), provider: Arc::default() })
     }
 

@@ -122,7 +122,10 @@ impl RequestId {
         // Something in front of each that is there: an absent part is not an empty one.
         let optional = optional.map(|part| part.map_or_else(String::new, |part| format!("={part}")));
         let parts = ["tokenseal request 1", &query.client_id].into_iter();
-        let parts = parts.chain(optional.iter().map(String::as_str)).chain(scopes);
+        // No scope has a blank in it.
+        let any = [(query.any_scope, "any scope"), (query.any_realm, "any realm")];
+        let any = any.into_iter().filter_map(|(is_asked_for, name)| is_asked_for.then_some(name));
+        let parts = parts.chain(optional.iter().map(String::as_str)).chain(scopes).chain(any);
         Self(digest(parts.map(str::as_bytes)))
     }
 
@@ -216,7 +219,7 @@ mod tests {
 
     #[test]
     fn requests_for_the_same_are_one_and_others_are_not() {
-        let query = || AccessTokenQuery::new("app").account(&Account::new("alice", "idp"));
+        let query = || AccessTokenQuery::for_account("app", &Account::new("alice", "idp"));
         let id = |query: &AccessTokenQuery| RequestId::new(query, None, None);
         assert_eq!(id(&query().scopes(["a", "b"])), id(&query().scopes(["b", "a", "b"])));
         let plain = query().scopes(["a"]);
@@ -225,14 +228,14 @@ mod tests {
             query().scopes(["a"]).realm("r"),
             query().scopes(["a"]).realm(""),
             query().scopes(["a"]).key_id("k"),
-            AccessTokenQuery::new("app").account(&Account::new("bob", "idp")).scopes(["a"]),
-            AccessTokenQuery::new("app2").account(&Account::new("alice", "idp")).scopes(["a"]),
+            AccessTokenQuery::for_account("app", &Account::new("bob", "idp")).scopes(["a"]),
+            AccessTokenQuery::for_account("app2", &Account::new("alice", "idp")).scopes(["a"]),
         ] {
             assert_ne!(id(&plain), id(&other));
         }
         assert_ne!(id(&plain), RequestId::new(&plain, Some("1"), None));
         assert_ne!(id(&plain), RequestId::new(&plain, None, Some("{}")));
         let alice = Account::new("alice", "idp").with_issuer("https://idp/b");
-        assert_ne!(id(&plain), id(&AccessTokenQuery::new("app").account(&alice).scopes(["a"])));
+        assert_ne!(id(&plain), id(&AccessTokenQuery::for_account("app", &alice).scopes(["a"])));
     }
 }

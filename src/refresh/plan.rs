@@ -20,7 +20,7 @@ use super::look::{Candidate, Look, Wanted};
 use super::names::TokenMark;
 use super::pending::overlaid;
 use super::refusal::Verdict;
-use super::request::{Acquired, Origin};
+use super::request::{Acquired, TokenSource};
 use super::step::{Called, Leftover, Outcome, Read, Step};
 use crate::cache::{
     AccessToken, CacheError, ErrorResponse, RefreshToken, TokenCache, TokenResponse, token_endpoint_of,
@@ -29,11 +29,6 @@ use crate::secret::Secret;
 
 /// How long after an early refresh that was in vain the next one is tried, unless the server says.
 const EARLY_PAUSE: Duration = Duration::from_secs(1);
-
-const SEVERAL_REALMS: &str =
-    "the account has tokens of several realms: name one with `AccessTokenQuery::realm`";
-pub(super) const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
-                               account from `accounts`, or name it with `Account::with_issuer`";
 
 /// One way to a token, from the first look to what all who wait are told.
 #[derive(Debug, Clone)]
@@ -199,7 +194,7 @@ impl Plan {
         Step::Finish(outcome)
     }
 
-    fn finish_with(&mut self, token: AccessToken, origin: Origin, held: Option<&Held>) -> Step {
+    fn finish_with(&mut self, token: AccessToken, origin: TokenSource, held: Option<&Held>) -> Step {
         let save_failure = held.and_then(|held| held.pending.failure());
         self.finish(Outcome::Acquired(Acquired { token, origin, save_failure, failure: None }))
     }
@@ -256,12 +251,9 @@ impl Plan {
     fn decide(&mut self, cache: &TokenCache, held: Option<&Held>, now: SystemTime) -> Step {
         loop {
             let candidate = match self.wanted.look(cache, &self.spent, now) {
-                Look::Fresh(token) => return self.finish_with(token, Origin::Cache, held),
+                Look::Fresh(token) => return self.finish_with(token, TokenSource::Cache, held),
                 Look::Nothing => return self.give_up(self.error.clone()),
-                Look::SeveralRealms => return self.give_up(AcquireError::Ambiguous { what: SEVERAL_REALMS }),
-                Look::SeveralIssuers => {
-                    return self.give_up(AcquireError::Ambiguous { what: SEVERAL_ISSUERS });
-                }
+                Look::Ambiguous(what) => return self.give_up(AcquireError::Ambiguous { what }),
                 Look::Send(candidate) => candidate,
             };
             let Some(held) = held.filter(|held| held.name == candidate.name) else {
@@ -507,7 +499,7 @@ impl Plan {
             (Some(_), Some(came)) if came.is_no_better_than(known_until) => Verdict::SameToken,
             (Some(_), Some(came)) => {
                 held.granted(&self.wanted.request);
-                return self.finish_with(came.token, Origin::Refreshed, Some(held));
+                return self.finish_with(came.token, TokenSource::Refreshed, Some(held));
             }
         };
         // The same request would only bring the same again.

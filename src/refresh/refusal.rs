@@ -130,7 +130,7 @@ mod tests {
 
     fn request(scope: &str) -> RequestId {
         RequestId::new(
-            &AccessTokenQuery::new("app").account(&Account::new("u", "e")).scopes([scope]),
+            &AccessTokenQuery::for_account("app", &Account::new("u", "e")).scopes([scope]),
             None,
             None,
         )

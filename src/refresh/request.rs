@@ -19,10 +19,11 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// ```
 /// use std::time::Duration;
-/// use tokenseal::{AccessTokenQuery, Account, AcquireRequest};
+/// use tokenseal::{AccessTokenQuery, Account};
+/// use tokenseal::refresh::AcquireRequest;
 ///
 /// let account = Account::new("alice", "idp.example.com");
-/// let wanted = AccessTokenQuery::new("my-client").account(&account).scopes(["orders.read"]);
+/// let wanted = AccessTokenQuery::for_account("my-client", &account).scopes(["orders.read"]);
 /// let request = AcquireRequest::new(&wanted)
 ///     .wait_timeout(Duration::from_secs(10))
 ///     .allow_extended_lifetime(true);
@@ -74,7 +75,7 @@ impl<'a> AcquireRequest<'a> {
         self
     }
 
-    /// The URL of the token endpoint, for [`RefreshCall::token_endpoint`](crate::RefreshCall::token_endpoint).
+    /// The URL of the token endpoint, for [`RefreshCall::token_endpoint`](crate::refresh::RefreshCall::token_endpoint).
     pub fn token_endpoint(mut self, url: &'a str) -> Self {
         self.token_endpoint = Some(url);
         self
@@ -146,7 +147,9 @@ impl<'a> From<&'a AccessTokenQuery> for AcquireRequest<'a> {
 ///
 /// ```
 /// # use std::sync::Arc;
-/// # use tokenseal::{AccessTokenQuery, MemoryKeyStore, PersistedTokenCache, RefreshFailure, TokenResponse};
+/// # use tokenseal::{AccessTokenQuery, PersistedTokenCache, TokenResponse};
+/// # use tokenseal::key_store::MemoryKeyStore;
+/// # use tokenseal::refresh::RefreshFailure;
 /// # let directory = tempfile::tempdir()?;
 /// # let cache = PersistedTokenCache::builder("contoso-cli")
 /// #     .directory(directory.path().join("tokens"))
@@ -154,7 +157,7 @@ impl<'a> From<&'a AccessTokenQuery> for AcquireRequest<'a> {
 /// #     .open()?;
 /// # let added = cache.add(&TokenResponse::from_json(r#"{"access_token":"at","refresh_token":"rt"}"#)?
 /// #     .client_id("app").environment("idp.example").home_account_id("alice").requested_scopes(["read"]))?;
-/// # let wanted = AccessTokenQuery::new("app").account(added.account().unwrap()).scopes(["read"]);
+/// # let wanted = AccessTokenQuery::for_account("app", added.account().unwrap()).scopes(["read"]);
 /// # let call = |_| Err(RefreshFailure::rejected("invalid_grant"));
 /// let acquired = cache.acquire(&wanted, call)?;
 /// if let Some(error) = acquired.save_failure() {
@@ -167,7 +170,7 @@ impl<'a> From<&'a AccessTokenQuery> for AcquireRequest<'a> {
 #[derive(Debug, Clone)]
 pub struct Acquired {
     pub(super) token: AccessToken,
-    pub(super) origin: Origin,
+    pub(super) origin: TokenSource,
     pub(super) save_failure: Option<Arc<Error>>,
     pub(super) failure: Option<AcquireError>,
 }
@@ -175,7 +178,7 @@ pub struct Acquired {
 /// Where an acquired token came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Origin {
+pub enum TokenSource {
     /// It was in the cache, and fresh.
     Cache,
     /// It was got by the refresh token just now, by this caller or by somebody it waited for.
@@ -189,10 +192,10 @@ pub enum Origin {
 
 impl Acquired {
     pub(super) fn from_cache(token: AccessToken) -> Self {
-        Self { token, origin: Origin::Cache, save_failure: None, failure: None }
+        Self { token, origin: TokenSource::Cache, save_failure: None, failure: None }
     }
 
-    pub(super) fn instead(token: AccessToken, origin: Origin, failure: Option<AcquireError>) -> Self {
+    pub(super) fn instead(token: AccessToken, origin: TokenSource, failure: Option<AcquireError>) -> Self {
         Self { token, origin, save_failure: None, failure }
     }
 
@@ -207,7 +210,7 @@ impl Acquired {
     }
 
     /// Where it came from.
-    pub fn origin(&self) -> Origin {
+    pub fn origin(&self) -> TokenSource {
         self.origin
     }
 
@@ -222,7 +225,7 @@ impl Acquired {
         self.save_failure.as_deref()
     }
 
-    /// Why it is an older token ([`Origin::StillValid`], [`Origin::ExtendedLifetime`]).
+    /// Why it is an older token ([`TokenSource::StillValid`], [`TokenSource::ExtendedLifetime`]).
     pub fn failure(&self) -> Option<&AcquireError> {
         self.failure.as_ref()
     }

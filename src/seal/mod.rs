@@ -14,7 +14,8 @@ pub use header::{HEADER_LEN, KeyId, Kind};
 pub use key::SealingKey;
 pub use xaes::TAG_LEN;
 
-use crate::secret::{SecretBytes, constant_time_eq};
+pub use crate::secret::SecretBytes;
+use crate::secret::constant_time_eq;
 
 /// The plaintext is padded with spaces to a multiple of this, so that its length says little.
 pub const PADDING: usize = 256;

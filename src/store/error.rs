@@ -1,6 +1,6 @@
 //! Why a sealed file cannot be read, replaced or locked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::private_file::FileError;
@@ -8,8 +8,7 @@ use crate::seal::SealError;
 
 /// Why the file of a cache was not read or not replaced.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// A file or directory cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -19,7 +18,6 @@ pub enum StoreError {
         "{} was not free within {waited:?}: another process is changing the cache, or hangs while it does",
         path.display()
     )]
-    #[non_exhaustive]
     LockTimedOut {
         /// The lock file.
         path: PathBuf,
@@ -29,7 +27,6 @@ pub enum StoreError {
 
     /// This thread is changing the same cache already.
     #[error("a change of the cache at {} was begun inside another change of it", path.display())]
-    #[non_exhaustive]
     Nested {
         /// The lock file.
         path: PathBuf,
@@ -37,7 +34,6 @@ pub enum StoreError {
 
     /// A lock was taken by the process that this one was forked from, which has it still.
     #[error("the cache at {} was locked when this process was forked; open the cache in the child", path.display())]
-    #[non_exhaustive]
     Forked {
         /// The lock file.
         path: PathBuf,
@@ -46,7 +42,6 @@ pub enum StoreError {
     /// The lock file was removed while it was held, so that others may be making a change as well. Nothing
     /// was written.
     #[error("{} was removed while it was locked; leave lock files where they are, and try again", path.display())]
-    #[non_exhaustive]
     LockRemoved {
         /// The lock file.
         path: PathBuf,
@@ -54,15 +49,13 @@ pub enum StoreError {
 
     /// The file was replaced each time before it could be opened.
     #[error("{} is replaced so often that it cannot be read; try again", path.display())]
-    #[non_exhaustive]
     NeverStill {
         /// The sealed file.
         path: PathBuf,
     },
 
     /// The file system cannot lock.
-    #[error("{} cannot be locked; keep the cache on a file system that has locks: {source}", path.display())]
-    #[non_exhaustive]
+    #[error("{} cannot be locked; keep the cache on a file system that has locks", path.display())]
     CannotLock {
         /// The lock file.
         path: PathBuf,
@@ -71,16 +64,31 @@ pub enum StoreError {
     },
 
     /// The file is, or would become, larger than allowed.
-    #[error("{}: {source}", path.display())]
-    #[non_exhaustive]
+    #[error("{}: {seal}", path.display())]
     TooLarge {
         /// The sealed file.
         path: PathBuf,
         /// How large.
-        source: SealError,
+        seal: SealError,
     },
 
     /// The operating system gives no random bytes.
     #[error(transparent)]
     Seal(#[from] SealError),
+}
+
+impl StoreError {
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(error) => Some(error.path()),
+            Self::LockTimedOut { path, .. }
+            | Self::Nested { path }
+            | Self::Forked { path }
+            | Self::LockRemoved { path }
+            | Self::NeverStill { path }
+            | Self::CannotLock { path, .. }
+            | Self::TooLarge { path, .. } => Some(path),
+            Self::Seal(_) => None,
+        }
+    }
 }

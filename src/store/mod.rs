@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use error::StoreError;
+pub(crate) use error::StoreError;
 pub(crate) use lock::{FileLock, LockFile};
 pub(crate) use watch::Watch;
 
@@ -127,7 +127,7 @@ impl FileStore {
         if length <= limit {
             return Ok(());
         }
-        Err(StoreError::TooLarge { path: self.path.clone(), source: SealError::TooLarge { length, limit } })
+        Err(StoreError::TooLarge { path: self.path.clone(), seal: SealError::TooLarge { length, limit } })
     }
 
     /// Replaces the record. When this returns, the new one survives a power cut; when it fails, the

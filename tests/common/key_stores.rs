@@ -3,7 +3,10 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokenseal::{KeyName, KeyStore, KeyStoreError, MemoryKeyStore, Secret};
+use tokenseal::{
+    Secret,
+    key_store::{KeyName, KeyStore, KeyStoreError, MemoryKeyStore},
+};
 
 /// A store that gives every cache the same keys, so that only the context tells files apart.
 #[derive(Debug)]

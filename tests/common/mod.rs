@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenseal::{
-    AccessTokenQuery, Account, KeyFileStore, KeyStore, MemoryKeyStore, PersistedTokenCache,
-    PersistedTokenCacheBuilder, TokenResponse,
+    AccessTokenQuery, Account, PersistedTokenCache, TokenResponse,
+    key_store::{KeyFileStore, KeyStore, MemoryKeyStore},
+    persisted::PersistedTokenCacheBuilder,
 };
 
 pub(crate) const CLIENT: &str = "app";
@@ -118,7 +119,7 @@ pub(crate) fn account(user: &str) -> Account {
 }
 
 pub(crate) fn wanted(user: &str, scope: &str) -> AccessTokenQuery {
-    AccessTokenQuery::new(CLIENT).account(&account(user)).scopes([scope])
+    AccessTokenQuery::for_account(CLIENT, &account(user)).scopes([scope])
 }
 
 /// Whether the cache has the token of this user for this scope.

@@ -10,7 +10,10 @@ use oauth2::{
     ClientId, DeviceAuthorizationUrl, EndpointNotSet, EndpointSet, Scope,
     StandardDeviceAuthorizationResponse, TokenUrl,
 };
-use tokenseal::{AccessTokenQuery, Account, PersistedTokenCache, RefreshCall, RefreshFailure, TokenResponse};
+use tokenseal::{
+    AccessTokenQuery, Account, PersistedTokenCache, TokenResponse,
+    refresh::{RefreshCall, RefreshFailure},
+};
 
 pub(crate) const CLIENT: &str = "tokenseal-tests";
 pub(crate) const REALM: &str = "main";
@@ -157,7 +160,7 @@ pub(crate) fn account(url: &str) -> Account {
 }
 
 pub(crate) fn wanted(url: &str) -> AccessTokenQuery {
-    AccessTokenQuery::new(CLIENT).account(&account(url)).scopes(["openid", "read"])
+    AccessTokenQuery::for_account(CLIENT, &account(url)).scopes(["openid", "read"])
 }
 
 fn described(answer: &BasicTokenResponse, url: &str) -> TokenResponse {
@@ -176,7 +179,7 @@ pub(crate) fn expire(cache: &PersistedTokenCache, url: &str) {
         .requested_scopes(["openid", "read"])
         .without_account();
     cache
-        .update(|tokens| {
+        .try_update(|tokens| {
             for token in tokens.access_tokens().collect::<Vec<_>>() {
                 tokens.remove_access_token(&token);
             }

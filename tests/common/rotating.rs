@@ -5,7 +5,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use tokenseal::{
-    AccessTokenQuery, PersistedTokenCache, RefreshCall, RefreshFailure, TokenCache, TokenResponse,
+    AccessTokenQuery, PersistedTokenCache, TokenCache, TokenResponse,
+    refresh::{RefreshCall, RefreshFailure},
 };
 
 use super::{CLIENT, ENVIRONMENT, account};
@@ -144,7 +145,7 @@ impl State {
 }
 
 pub(crate) fn wanted(scope: &str) -> AccessTokenQuery {
-    AccessTokenQuery::new(CLIENT).account(&account("alice")).scopes([scope])
+    AccessTokenQuery::for_account(CLIENT, &account("alice")).scopes([scope])
 }
 
 /// A sign-in of alice whose access token has these further members.
@@ -179,7 +180,7 @@ pub(crate) fn expire(cache: &PersistedTokenCache) {
         json.to_string()
     };
     cache
-        .update(|tokens| {
+        .try_update(|tokens| {
             let json = expired(tokens.serialize().json().expose());
             tokens.deserialize(json)
         })

@@ -4,7 +4,7 @@ use super::super::{Outcome, State};
 use super::world::{Caller, Todo, Token, World, number, number_of_row, text};
 use crate::refresh::error::{AcquireError, SignInReason};
 use crate::refresh::pending::Pending;
-use crate::refresh::request::Origin;
+use crate::refresh::request::TokenSource;
 
 impl World {
     /// No refresh token is sent twice, and no request is made again that failed a moment ago.
@@ -23,7 +23,7 @@ impl World {
     /// What a caller is told is true.
     pub(super) fn check_outcome(&self, number: usize, outcome: &Outcome) -> Result<(), String> {
         if let Outcome::Acquired(acquired) = outcome
-            && acquired.origin() == Origin::Refreshed
+            && acquired.origin() == TokenSource::Refreshed
             && acquired.is_persisted()
             && let Some(Some(valid)) = self.provider.valid.last()
             && self.is_signed_in

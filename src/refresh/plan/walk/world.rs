@@ -157,7 +157,7 @@ pub(super) fn sign_in(cache: &mut TokenCache, token: Token, now: u64) {
 
 pub(super) fn wanted(request: usize) -> Arc<Wanted> {
     let account = Account::new("alice", "idp.example");
-    let query = AccessTokenQuery::new("app").account(&account).realm("r").scopes([SCOPES[request]]);
+    let query = AccessTokenQuery::for_account("app", &account).realm("r").scopes([SCOPES[request]]);
     Arc::new(Wanted {
         request: RequestId::new(&query, None, None),
         query,
@@ -391,7 +391,7 @@ impl World {
                         }
                         let now = time(world.now);
                         let flight = &mut world.flights[number];
-                        let error = AcquireError::from(Error::NoHomeDirectory);
+                        let error = AcquireError::from(Error::aborted("the disk is away"));
                         let step = flight.plan.unreadable(error, flight.held.as_mut(), now);
                         world.take_step(number, step)
                     })?);
@@ -547,7 +547,7 @@ impl World {
 pub(super) fn save(pending: &mut Pending, disk: &mut Arc<TokenCache>, succeeds: bool) {
     pending.save(|change| {
         if !succeeds {
-            return Err(Error::NoHomeDirectory);
+            return Err(Error::aborted("the disk is full"));
         }
         let mut cache = (**disk).clone();
         change(&mut cache)?;

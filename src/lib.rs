@@ -56,6 +56,7 @@
 //! |---|---|
 //! | `keyring` (default) | the platform keyring; implies `file` |
 //! | `file` | `PersistedTokenCache`, `acquire`, and keys in memory or in key files |
+//! | `conformance` | `key_store::conformance`: checks for a `KeyStore` of your own; implies `file` |
 //! | `tokio` | `acquire_async` and the like: nothing blocks the runtime; implies `file` |
 //! | none | [`TokenCache`] and [`seal`]: no I/O, no operating system keyring |
 //!

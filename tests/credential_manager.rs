@@ -24,6 +24,8 @@ fn entry(file: &Path) -> keyring_core::Entry {
 fn as_a_child_process() {
     let Some(base) = std::env::var_os("TOKENSEAL_CHILD_BASE").map(PathBuf::from) else { return };
     assert!(probe().is_usable(), "{}", probe());
+    #[cfg(feature = "conformance")]
+    tokenseal::key_store::conformance::check(tokenseal::key_store::KeyringStore::platform);
     let open = || PersistedTokenCache::open(APPLICATION);
     let cache = open().unwrap();
     cache.add(&response("alice", "read")).unwrap();

@@ -147,6 +147,8 @@ fn as_a_child_process() {
     match std::env::var("TOKENSEAL_CHILD_TASK").unwrap().as_str() {
         "everyday life" => {
             assert!(probe().is_usable(), "{}", probe());
+            #[cfg(feature = "conformance")]
+            tokenseal::key_store::conformance::check(tokenseal::key_store::KeyringStore::platform);
             let cache = builder(base).open().unwrap();
             cache.add(&response("alice", "read")).unwrap();
             cache.add(&response("bob", "read")).unwrap();

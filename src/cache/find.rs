@@ -382,19 +382,16 @@ impl TokenCache {
     }
 
     /// All access tokens, expired ones too, that can be read.
-    #[must_use]
     pub fn access_tokens(&self) -> impl Iterator<Item = AccessToken> {
         self.rows.all(Kind::AccessToken).filter_map(|row| AccessToken::read(&self.rows.fields(row)))
     }
 
     /// All refresh tokens that can be read.
-    #[must_use]
     pub fn refresh_tokens(&self) -> impl Iterator<Item = RefreshToken> {
         self.rows.all(Kind::RefreshToken).filter_map(|row| RefreshToken::read(&self.rows.fields(row)))
     }
 
     /// All id tokens that can be read.
-    #[must_use]
     pub fn id_tokens(&self) -> impl Iterator<Item = IdToken> {
         self.rows.all(Kind::IdToken).filter_map(|row| IdToken::read(&self.rows.fields(row)))
     }

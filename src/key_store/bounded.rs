@@ -126,7 +126,7 @@ impl BoundedKeyStore {
     }
 
     fn name(&self, key_id: KeyId) -> KeyName {
-        KeyName::new(&self.application, &self.cache, key_id)
+        KeyName::new(&*self.application, &*self.cache, key_id)
     }
 
     fn call<T: Send + 'static>(

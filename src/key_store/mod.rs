@@ -5,6 +5,8 @@
 //! destroy it.
 
 mod bounded;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod entry;
 mod error;
 mod file;
@@ -30,6 +32,13 @@ use crate::seal::KeyId;
 use crate::secret::Secret;
 
 /// The name of a key's entry.
+///
+/// ```
+/// use tokenseal::{key_store::KeyName, seal::KeyId};
+///
+/// let name = KeyName::new("contoso-cli", "default", KeyId::from_bytes([7; 16]));
+/// assert_eq!(name.user(), "default/07070707070707070707070707070707");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyName {
     application: String,
@@ -38,8 +47,9 @@ pub struct KeyName {
 }
 
 impl KeyName {
-    pub(crate) fn new(application: &str, cache: &str, key_id: KeyId) -> Self {
-        Self { application: application.to_owned(), cache: cache.to_owned(), key_id }
+    /// The name of the entry of a key of a cache. `service` is the application.
+    pub fn new(service: impl Into<String>, cache: impl Into<String>, key_id: KeyId) -> Self {
+        Self { application: service.into(), cache: cache.into(), key_id }
     }
 
     /// What keyrings call the service: the application.
@@ -75,7 +85,7 @@ impl fmt::Display for KeyName {
 /// The cache calls every method from a thread of its own with a deadline, one call at a time, so an
 /// implementation may block, and need not think of async runtimes. It is never asked to change an
 /// entry: if [`create`](Self::create) finds one under the name, that is an error. Report no part of a
-/// text in an error.
+/// text in an error. The feature `conformance` has checks for an implementation.
 ///
 /// ```
 /// use tokenseal::Secret;

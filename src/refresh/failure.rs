@@ -100,7 +100,6 @@ impl RefreshFailure {
     }
 
     /// The sub-error beside `invalid_grant` (`suberror` at Entra ID, `error_subtype` at Google).
-    #[must_use]
     pub fn sub_error(mut self, named: impl AsRef<str>) -> Self {
         if let Reason::Rejected(Rejection { sub_error, ends_token, .. }) = &mut self.0
             && !named.as_ref().is_empty()
@@ -125,7 +124,6 @@ impl RefreshFailure {
 
     /// When the server says that it may be asked again (RFC 9110 section 10.2.3). It counts up to five
     /// minutes.
-    #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         if let Reason::Transient { retry_after, .. } | Reason::Unexplained { retry_after, .. } = &mut self.0 {
             *retry_after = Some(delay);

@@ -258,6 +258,7 @@ fn show_the_refresh(shown: &mut Shown) {
     cache.add(&planted_response()).unwrap();
     let query = wanted("alice", "read");
     let stale = cache.find_access_token(&query).unwrap().unwrap();
+    shown.show(&tokenseal::refresh::OnceRequest::new("registration"));
     shown.show(&AcquireRequest::new(&query).replacing(&stale));
     let acquire = |answer: Box<dyn FnOnce() -> Result<TokenResponse, RefreshFailure> + Send>| {
         provider.next(answer);

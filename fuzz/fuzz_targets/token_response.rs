@@ -27,10 +27,11 @@ fuzz_target!(|data: &[u8]| {
             let mut again = TokenCache::new();
             again.deserialize(cache.serialize().into_json()).expect("what was written is a cache");
             for token in cache.access_tokens() {
-                let mut wanted = AccessTokenQuery::for_application("app").scopes(token.scopes()).skew(Duration::ZERO);
-                if let Some(account) = added.account() {
-                    wanted = wanted.account(account);
-                }
+                let wanted = match added.account() {
+                    Some(account) => AccessTokenQuery::for_account("app", account),
+                    None => AccessTokenQuery::for_application("app"),
+                };
+                let mut wanted = wanted.scopes(token.scopes()).skew(Duration::ZERO);
                 if let Some(key_id) = token.key_id() {
                     wanted = wanted.key_id(key_id);
                 }

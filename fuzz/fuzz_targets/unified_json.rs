@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
     let response = response.unwrap().client_id("c").environment("e").realm("r").home_account_id("u");
     // A section that is no object refuses it, and is kept.
     if cache.add(&response).is_ok() {
-        let wanted = AccessTokenQuery::for_account("c", &Account::new("u", "e"));
+        let wanted = AccessTokenQuery::for_account("c", &Account::new("u", "e")).realm("r");
         let wanted = wanted.skew(std::time::Duration::ZERO);
         assert!(cache.find_access_token(&wanted).is_some());
     }

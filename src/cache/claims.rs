@@ -6,6 +6,7 @@
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 
 use super::error::CacheError;
+use super::fields::parse_time;
 use super::json;
 use super::json_text;
 use crate::secret::SecretBytes;
@@ -52,6 +53,13 @@ impl Claims {
             .find_map(json_text::decode)
             .map(std::borrow::Cow::into_owned)
             .filter(|text| !text.is_empty())
+    }
+
+    /// A claim that is a time, in Unix seconds.
+    pub(crate) fn seconds(&self, name: &str) -> Option<i64> {
+        let raw = self.raw(name)?;
+        let text = json_text::decode(raw);
+        parse_time(text.as_deref().unwrap_or(raw))
     }
 
     fn raw(&self, name: &str) -> Option<&str> {

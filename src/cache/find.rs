@@ -290,7 +290,12 @@ impl TokenCache {
         issuers.first.filter(|_| !issuers.are_several).map(Cow::into_owned)
     }
 
-    fn are_several(&self, kinds: &[Kind], home_account_id: &str, environment: Option<&str>) -> bool {
+    pub(super) fn are_several(
+        &self,
+        kinds: &[Kind],
+        home_account_id: &str,
+        environment: Option<&str>,
+    ) -> bool {
         // Few caches name issuers, and no find in the others reads a row more for them.
         if !self.rows.name_issuers() {
             return false;
@@ -350,23 +355,6 @@ impl TokenCache {
         self.find_refresh_tokens(query).into_iter().next()
     }
 
-    /// Finds the id token that a client got for a user, in one realm or in any.
-    #[must_use]
-    pub fn find_id_token(&self, client_id: &str, account: &Account, realm: Option<&str>) -> Option<IdToken> {
-        let Account { home_account_id, environment, issuer, .. } = account;
-        let lookup = match realm {
-            Some(realm) => Lookup::OwnerInRealm(Kind::IdToken, home_account_id, client_id, realm),
-            None => Lookup::Owner(Kind::IdToken, home_account_id),
-        };
-        self.rows.candidates(lookup).map(|row| self.rows.fields(row)).find_map(|fields| {
-            let is_wanted = fields.is(Field::ClientId, client_id)
-                && self.belongs_to(&fields, home_account_id, environment)
-                && self.is_issued_by(Kind::IdToken, &fields, issuer.as_deref())
-                && realm.is_none_or(|realm| fields.is(Field::Realm, realm));
-            is_wanted.then(|| IdToken::read(&fields))?
-        })
-    }
-
     /// Finds what is known about a client id at an identity provider or an alias of it.
     #[must_use]
     pub fn find_app_metadata(&self, client_id: &str, environment: &str) -> Option<AppMetadata> {
@@ -403,13 +391,13 @@ pub(crate) struct Several;
 
 /// Whether rows are about users of several issuers.
 #[derive(Default)]
-struct Issuers<'a> {
-    first: Option<Cow<'a, str>>,
-    are_several: bool,
+pub(super) struct Issuers<'a> {
+    pub(super) first: Option<Cow<'a, str>>,
+    pub(super) are_several: bool,
 }
 
 impl<'a> Issuers<'a> {
-    fn meet(&mut self, fields: &Fields<'a>) {
+    pub(super) fn meet(&mut self, fields: &Fields<'a>) {
         let Some(issuer) = fields.text(Field::Issuer) else { return };
         match &self.first {
             Some(first) => self.are_several |= !issuer::same(first, &issuer),
@@ -420,14 +408,14 @@ impl<'a> Issuers<'a> {
 
 /// The realms that rows name, as far as it matters: whether they are several.
 #[derive(Default)]
-struct Realms<'a> {
-    are_compared: bool,
-    first: Option<Cow<'a, str>>,
-    are_several: bool,
+pub(super) struct Realms<'a> {
+    pub(super) are_compared: bool,
+    pub(super) first: Option<Cow<'a, str>>,
+    pub(super) are_several: bool,
 }
 
 impl<'a> Realms<'a> {
-    fn meet(&mut self, fields: &Fields<'a>) {
+    pub(super) fn meet(&mut self, fields: &Fields<'a>) {
         let realm = fields.text(Field::Realm).unwrap_or_default();
         match &self.first {
             Some(first) => self.are_several |= !is_same_realm(first, &realm),

@@ -10,6 +10,7 @@ mod error;
 mod error_response;
 mod fields;
 mod find;
+mod find_id_token;
 mod form;
 mod index;
 mod issuer;
@@ -296,6 +297,12 @@ pub(crate) fn unix_seconds(time: SystemTime) -> i64 {
             -whole - i64::from(before.subsec_nanos() > 0)
         }
     }
+}
+
+/// A time that never comes.
+#[cfg(feature = "file")]
+pub(crate) fn end_of_time() -> SystemTime {
+    from_unix_seconds(token::ENDLESS)
 }
 
 /// The time of a positive number of Unix seconds, as near as the system's clock can hold it.

@@ -293,6 +293,12 @@ impl TokenResponse {
         self.body.secret_of("access_token").ok().flatten()
     }
 
+    /// The id token.
+    #[cfg(feature = "file")]
+    pub(crate) fn id_token(&self) -> Option<Secret> {
+        self.body.secret_of("id_token").ok().flatten()
+    }
+
     /// Whether it puts another refresh token in the place of the one that was sent.
     #[cfg(feature = "file")]
     pub(crate) fn rotates(&self) -> bool {

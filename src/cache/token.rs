@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::claims::Claims;
 use super::fields::{Field, Fields};
 use super::from_unix_seconds;
 use super::scopes::split_scopes;
@@ -240,6 +241,21 @@ impl IdToken {
     /// The tenant that issued it.
     pub fn realm(&self) -> Option<&str> {
         self.issued.part(Field::Realm)
+    }
+
+    /// When it expires, by its claim `exp` (OpenID Connect Core section 2). `None` if that cannot be read.
+    pub fn expires_on(&self) -> Option<SystemTime> {
+        self.expires_on_seconds().map(from_unix_seconds)
+    }
+
+    pub(crate) fn expires_on_seconds(&self) -> Option<i64> {
+        Claims::of_id_token(self.expose()).ok()?.seconds("exp").filter(|&seconds| seconds > 0)
+    }
+
+    /// When it was issued, in Unix seconds, by its claim `iat`.
+    #[cfg(feature = "file")]
+    pub(crate) fn issued_at_seconds(&self) -> Option<i64> {
+        Claims::of_id_token(self.expose()).ok()?.seconds("iat")
     }
 }
 

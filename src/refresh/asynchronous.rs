@@ -1,15 +1,17 @@
 //! What asynchronous programs on Tokio call.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::{Call, MintCall};
+use super::credential::{Credential, Purpose};
+use super::once::Search;
 use super::registry::Registry;
 use super::source::Source;
+use super::synchronous::for_application;
 use super::tokio::{acquire, guard, settle};
-use super::{
-    AcquireError, AcquireRequest, Acquired, RefreshCall, RefreshFailure, RefreshGuard, for_application,
-};
-use crate::cache::{RefreshTokenQuery, TokenResponse};
+use super::{AcquireError, AcquireRequest, Acquired, OnceRequest, RefreshCall, RefreshFailure, RefreshGuard};
+use crate::cache::{IdToken, RefreshTokenQuery, TokenCache, TokenResponse};
 use crate::persisted::PersistedTokenCache;
 use crate::shared::SharedTokenCache;
 
@@ -37,8 +39,16 @@ impl PersistedTokenCache {
         F: FnMut(RefreshCall) -> R + Send + 'static,
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
-        let call = move |sent: Call| call(RefreshCall::new(sent));
-        acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), true, call).await
+        let call = move |sent: Call| some(call(RefreshCall::new(sent)));
+        acquire(
+            &Source::File(self.clone()),
+            || Registry::of(self),
+            request.into(),
+            Purpose::AccessToken,
+            call,
+        )
+        .await
+        .map(|acquired| acquired.map(Credential::into_access_token))
     }
 
     /// As [`acquire_for_application`](Self::acquire_for_application), for asynchronous code on Tokio; see
@@ -79,8 +89,56 @@ impl PersistedTokenCache {
         F: FnMut(MintCall) -> R + Send + 'static,
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
-        let call = move |sent: Call| call(MintCall::new(sent));
-        acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), false, call).await
+        let call = move |sent: Call| some(call(MintCall::new(sent)));
+        acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), Purpose::Mint, call)
+            .await
+            .map(|acquired| acquired.map(Credential::into_access_token))
+    }
+
+    /// As [`acquire_id_token`](Self::acquire_id_token), for asynchronous code on Tokio; see
+    /// [`PersistedTokenCache::acquire_async`].
+    ///
+    /// # Errors
+    /// As [`acquire_id_token`](Self::acquire_id_token), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_id_token_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        mut call: F,
+    ) -> Result<Acquired<IdToken>, AcquireError>
+    where
+        F: FnMut(RefreshCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        let call = move |sent: Call| some(call(RefreshCall::new(sent)));
+        acquire(&Source::File(self.clone()), || Registry::of(self), request.into(), Purpose::IdToken, call)
+            .await
+            .map(|acquired| acquired.map(Credential::into_id_token))
+    }
+
+    /// As [`run_once`](Self::run_once), for asynchronous code on Tokio. Dropping the returned future cancels the
+    /// wait only: `work` runs as a task of the runtime, and it and the save of what it returns run to completion.
+    ///
+    /// # Errors
+    /// As [`run_once`](Self::run_once), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn run_once_async<'a, T, W, R>(
+        &self,
+        request: impl Into<OnceRequest<'a>>,
+        look: impl Fn(&TokenCache) -> Option<T> + Send + Sync + 'static,
+        work: W,
+    ) -> Result<T, AcquireError>
+    where
+        T: 'static,
+        W: FnMut() -> R + Send + 'static,
+        R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
+    {
+        run_once(Source::File(self.clone()), Registry::of(self), request.into(), Search::new(look), work)
+            .await
     }
 
     /// As [`settle`](Self::settle), for asynchronous code on Tokio.
@@ -129,15 +187,16 @@ impl SharedTokenCache {
         F: FnMut(RefreshCall) -> R + Send + 'static,
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
-        let call = move |sent: Call| call(RefreshCall::new(sent));
+        let call = move |sent: Call| some(call(RefreshCall::new(sent)));
         acquire(
             &Source::Memory(self.clone()),
             || Registry::of_memory(self.number()),
             request.into(),
-            true,
+            Purpose::AccessToken,
             call,
         )
         .await
+        .map(|acquired| acquired.map(Credential::into_access_token))
     }
 
     /// As [`acquire_for_application`](Self::acquire_for_application), for asynchronous code on Tokio; see
@@ -178,13 +237,72 @@ impl SharedTokenCache {
         F: FnMut(MintCall) -> R + Send + 'static,
         R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
     {
-        let call = move |sent: Call| call(MintCall::new(sent));
+        let call = move |sent: Call| some(call(MintCall::new(sent)));
         acquire(
             &Source::Memory(self.clone()),
             || Registry::of_memory(self.number()),
             request.into(),
-            false,
+            Purpose::Mint,
             call,
+        )
+        .await
+        .map(|acquired| acquired.map(Credential::into_access_token))
+    }
+
+    /// As [`acquire_id_token`](Self::acquire_id_token), for asynchronous code on Tokio; see
+    /// [`PersistedTokenCache::acquire_async`].
+    ///
+    /// # Errors
+    /// As [`acquire_id_token`](Self::acquire_id_token), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn acquire_id_token_async<'a, F, R>(
+        &self,
+        request: impl Into<AcquireRequest<'a>>,
+        mut call: F,
+    ) -> Result<Acquired<IdToken>, AcquireError>
+    where
+        F: FnMut(RefreshCall) -> R + Send + 'static,
+        R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    {
+        let call = move |sent: Call| some(call(RefreshCall::new(sent)));
+        acquire(
+            &Source::Memory(self.clone()),
+            || Registry::of_memory(self.number()),
+            request.into(),
+            Purpose::IdToken,
+            call,
+        )
+        .await
+        .map(|acquired| acquired.map(Credential::into_id_token))
+    }
+
+    /// As [`run_once`](Self::run_once), for asynchronous code on Tokio. Dropping the returned future cancels the
+    /// wait only: `work` runs as a task of the runtime, and it and the save of what it returns run to completion.
+    ///
+    /// # Errors
+    /// As [`run_once`](Self::run_once), and [`AcquireError::NoRuntime`] outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime whose clock is not enabled.
+    pub async fn run_once_async<'a, T, W, R>(
+        &self,
+        request: impl Into<OnceRequest<'a>>,
+        look: impl Fn(&TokenCache) -> Option<T> + Send + Sync + 'static,
+        work: W,
+    ) -> Result<T, AcquireError>
+    where
+        T: 'static,
+        W: FnMut() -> R + Send + 'static,
+        R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
+    {
+        run_once(
+            Source::Memory(self.clone()),
+            Registry::of_memory(self.number()),
+            request.into(),
+            Search::new(look),
+            work,
         )
         .await
     }
@@ -214,4 +332,29 @@ impl SharedTokenCache {
     ) -> Result<RefreshGuard, AcquireError> {
         guard(Source::Memory(self.clone()), Registry::of_memory(self.number()), query.clone(), within).await
     }
+}
+
+async fn some<R>(answer: R) -> Result<Option<TokenResponse>, RefreshFailure>
+where
+    R: Future<Output = Result<TokenResponse, RefreshFailure>>,
+{
+    answer.await.map(Some)
+}
+
+async fn run_once<T, W, R>(
+    source: Source,
+    registry: Arc<Registry>,
+    request: OnceRequest<'_>,
+    search: Search<T>,
+    mut work: W,
+) -> Result<T, AcquireError>
+where
+    T: 'static,
+    W: FnMut() -> R + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
+{
+    let (query, purpose) = (OnceRequest::query(), search.purpose(request));
+    let request = request.on(&query);
+    acquire(&source, || Arc::clone(&registry), request, purpose, move |_: Call| work()).await?;
+    search.result(&source, &registry)
 }

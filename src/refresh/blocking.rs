@@ -6,6 +6,7 @@ use std::thread;
 
 use super::call::Call;
 use super::caller::{Caller, Step};
+use super::credential::{Credential, Purpose};
 use super::driver::{Driver, Next};
 use super::error::AcquireError;
 use super::failure::RefreshFailure;
@@ -18,18 +19,18 @@ use crate::cache::TokenResponse;
 /// More stack than the work of a refresh was seen to use, the caller's function apart.
 const STACK: usize = 64 * 1024;
 
-/// Acquires a token: at once, as a follower, or by leading a refresh.
+/// Acquires what is asked for: at once, as a follower, or by leading a refresh.
 pub(super) fn acquire<F>(
     source: &Source,
     registry: impl FnOnce() -> Arc<Registry>,
     request: AcquireRequest<'_>,
-    needs_refresh_token: bool,
+    purpose: Purpose,
     call: F,
-) -> Result<Acquired, AcquireError>
+) -> Result<Acquired<Credential>, AcquireError>
 where
-    F: FnMut(Call) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    F: FnMut(Call) -> Result<Option<TokenResponse>, RefreshFailure> + Send + 'static,
 {
-    let mut caller = match Caller::new(source, registry, request, needs_refresh_token)? {
+    let mut caller = match Caller::new(source, registry, request, purpose)? {
         Ok(acquired) => return Ok(acquired),
         Err(caller) => caller,
     };
@@ -49,7 +50,7 @@ where
 /// On a thread of its own: whoever waits may go, and the call and its save run to completion.
 fn drive_on_a_thread<F>(driver: Driver, call: Option<F>) -> Result<(), AcquireError>
 where
-    F: FnMut(Call) -> Result<TokenResponse, RefreshFailure> + Send + 'static,
+    F: FnMut(Call) -> Result<Option<TokenResponse>, RefreshFailure> + Send + 'static,
 {
     let Some(call) = call else { return Err(AcquireError::unexplained()) };
     let started = thread::Builder::new().name("tokenseal-refresh".into()).spawn(move || {
@@ -63,7 +64,7 @@ where
 /// Goes on with a refresh to its end.
 pub(super) fn drive<F>(mut driver: Driver, mut call: F)
 where
-    F: FnMut(Call) -> Result<TokenResponse, RefreshFailure>,
+    F: FnMut(Call) -> Result<Option<TokenResponse>, RefreshFailure>,
 {
     let mut next = driver.begin();
     loop {
@@ -73,7 +74,7 @@ where
                 Ok(()) => {
                     let answer = catch_unwind(AssertUnwindSafe(|| call(*request)));
                     driver.answered(match answer {
-                        Ok(answer) => Called::Answered(answer.map(Box::new)),
+                        Ok(answer) => Called::Answered(answer.map(|tokens| tokens.map(Box::new))),
                         // What a panic says may be anything, a secret too.
                         Err(_) => Called::Lost("the call panicked"),
                     })

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::credential::{Credential, Purpose};
 use super::driver::{self, Driver};
 use super::error::{AcquireError, SignInReason};
-use super::freshness::is_due;
 use super::lease::Home;
 use super::look::{Means, Wanted};
 use super::names::{FlightKey, RequestId, access_token_name};
@@ -24,30 +24,29 @@ const OWN_WORK: Duration = Duration::from_millis(500);
 
 /// What a caller is to do.
 pub(super) enum Step {
-    Done(Result<Acquired, AcquireError>),
+    Done(Result<Acquired<Credential>, AcquireError>),
     Wait(Arc<Flight<Outcome>>),
 }
 
 /// What the first look says.
 enum Found {
-    Fresh(AccessToken),
+    Fresh(Credential),
     /// It is valid, and the server would like to see it refreshed.
-    Due(AccessToken),
+    Due(Credential),
     Nothing,
 }
 
 /// Looks for a token that need not be refreshed. Never waits: if the cache must be read again, that is
 /// left to the one driver that does it for all.
-fn look(source: &Source, request: &AcquireRequest<'_>) -> Result<Found, AcquireError> {
+fn look(source: &Source, request: &AcquireRequest<'_>, purpose: &Purpose) -> Result<Found, AcquireError> {
     if request.claims.is_some() {
         // A service that asks for claims takes no token of before.
         return Ok(Found::Nothing);
     }
     let refused = request.refused.map(AccessToken::secret);
-    let find =
-        |cache: &TokenCache| cache.find_living_access_token(request.query, Life::Fresh, refused.as_ref());
+    let find = |cache: &TokenCache| purpose.find(cache, request.query, Life::Fresh, refused.as_ref());
     Ok(match source.read_if_current(find)?.flatten() {
-        Some(token) if is_due(&token, request.query) => Found::Due(token),
+        Some(token) if token.is_due(request.query) => Found::Due(token),
         Some(token) => Found::Fresh(token),
         None => Found::Nothing,
     })
@@ -57,11 +56,12 @@ pub(super) struct Caller<'a> {
     source: &'a Source,
     registry: Arc<Registry>,
     request: AcquireRequest<'a>,
+    purpose: Purpose,
     id: FlightKey,
     means: Means,
     has_led: bool,
     /// A valid token that the server would like to see refreshed.
-    due: Option<AccessToken>,
+    due: Option<Credential>,
     deadline: Instant,
 }
 
@@ -71,22 +71,22 @@ impl<'a> Caller<'a> {
         source: &'a Source,
         registry: impl FnOnce() -> Arc<Registry>,
         request: AcquireRequest<'a>,
-        needs_refresh_token: bool,
-    ) -> Result<Result<Acquired, Self>, AcquireError> {
-        let due = match look(source, &request)? {
+        purpose: Purpose,
+    ) -> Result<Result<Acquired<Credential>, Self>, AcquireError> {
+        let due = match look(source, &request, &purpose)? {
             Found::Fresh(token) => return Ok(Ok(Acquired::from_cache(token))),
             Found::Due(token) => Some(token),
             Found::Nothing => None,
         };
         let owner = &request.query.owner;
-        let means = match (needs_refresh_token, &owner.home_account_id, &owner.environment) {
-            (true, Some(home_account_id), Some(environment)) => {
+        let means = match (&purpose, &owner.home_account_id, &owner.environment) {
+            (Purpose::AccessToken | Purpose::IdToken, Some(home_account_id), Some(environment)) => {
                 let account = Account::new(home_account_id, environment);
                 Means::RefreshToken(Box::new(Account { issuer: owner.issuer.clone(), ..account }))
             }
-            (true, ..) => return Err(AcquireError::NoAccount),
-            (false, _, Some(_)) => Means::Mint,
-            (false, _, None) => return Err(AcquireError::NoEnvironment),
+            (Purpose::AccessToken | Purpose::IdToken, ..) => return Err(AcquireError::NoAccount),
+            (Purpose::Mint, _, None) => return Err(AcquireError::NoEnvironment),
+            (Purpose::Mint | Purpose::Once(_), ..) => Means::Mint,
         };
         // The refresh could never be saved while this thread waits for it under the lock.
         source.check_not_in_hand()?;
@@ -94,11 +94,12 @@ impl<'a> Caller<'a> {
             source,
             registry: registry(),
             id: FlightKey {
-                request: RequestId::new(request.query, request.family_id, request.claims),
-                needs_refresh_token,
+                request: RequestId::new(&purpose, request.query, request.family_id, request.claims),
+                needs_refresh_token: purpose.needs_refresh_token(),
                 tries_now: request.tries_now,
                 replaces: request.refused.map(access_token_name),
             },
+            purpose,
             means,
             has_led: false,
             due,
@@ -168,6 +169,7 @@ impl<'a> Caller<'a> {
     fn wanted(&self, is_early: bool) -> Wanted {
         let owned = |text: &str| text.to_owned();
         Wanted {
+            purpose: self.purpose.clone(),
             request: self.id.request.clone(),
             query: self.request.query.clone(),
             means: self.means.clone(),
@@ -182,7 +184,10 @@ impl<'a> Caller<'a> {
     }
 
     /// What an outcome means for this caller; `None` if it must try again.
-    pub(super) fn judge(&mut self, waited: Waited<Outcome>) -> Option<Result<Acquired, AcquireError>> {
+    pub(super) fn judge(
+        &mut self,
+        waited: Waited<Outcome>,
+    ) -> Option<Result<Acquired<Credential>, AcquireError>> {
         Some(match waited {
             Waited::Finished(Outcome::Acquired(acquired)) => {
                 if !self.has_led && self.is_refused(&acquired.token) {
@@ -212,7 +217,11 @@ impl<'a> Caller<'a> {
     }
 
     /// A token that may be served although it should have been refreshed.
-    fn fall_back(&self, error: AcquireError, leftover: Option<Leftover>) -> Result<Acquired, AcquireError> {
+    fn fall_back(
+        &self,
+        error: AcquireError,
+        leftover: Option<Leftover>,
+    ) -> Result<Acquired<Credential>, AcquireError> {
         let now = self.now();
         // After a sign-out nothing is served any more, and of several users nobody's.
         let ends_all = matches!(
@@ -238,12 +247,11 @@ impl<'a> Caller<'a> {
     }
 
     /// For whoever cannot wait for the one who knows better: what is in memory, saved or not.
-    fn give_up(&self, error: AcquireError) -> Result<Acquired, AcquireError> {
+    fn give_up(&self, error: AcquireError) -> Result<Acquired<Credential>, AcquireError> {
         let pending = self.registry.pending();
         let refused = self.request.refused.map(AccessToken::secret);
-        let find = |cache: &TokenCache, life| {
-            cache.find_living_access_token(self.request.query, life, refused.as_ref())
-        };
+        let find =
+            |cache: &TokenCache, life| self.purpose.find(cache, self.request.query, life, refused.as_ref());
         let save_failure = || pending.iter().find_map(Pending::failure);
         // Not from before the cache was changed: somebody may have signed out.
         let found = self.source.read_if_current(|cache| {
@@ -270,8 +278,8 @@ impl<'a> Caller<'a> {
         }
     }
 
-    fn is_refused(&self, token: &AccessToken) -> bool {
-        self.refused().is_some_and(|refused| refused == token.secret())
+    fn is_refused(&self, token: &Credential) -> bool {
+        self.refused().is_some_and(|refused| Some(refused) == token.secret())
     }
 
     fn refused(&self) -> Option<Secret> {

@@ -71,6 +71,15 @@ pub enum AcquireError {
     #[error("the server sent no access token")]
     NoAccessToken,
 
+    /// The response had no id token of this user and client. What else it had is in the cache.
+    #[error("the server sent no id token; ask for the scope `openid`")]
+    NoIdToken,
+
+    /// What was to be done once was reported as done, and is not there
+    /// ([`run_once`](crate::PersistedTokenCache::run_once)).
+    #[error("what was to be done once was reported as done, and the cache does not show it")]
+    NotDone,
+
     /// The server gave the access token that the cache has already, and it does not last longer; or the
     /// one that is to be replaced ([`AcquireRequest::replacing`](crate::refresh::AcquireRequest::replacing)).
     #[error("the server gave the very access token that is to be replaced")]

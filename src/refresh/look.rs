@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::freshness::is_due;
+use super::credential::{Credential, Purpose};
 use super::names::{LeaseName, RequestId, TokenMark, lease_name, refresh_token_query};
 use crate::cache::{
     AccessToken, AccessTokenQuery, Account, Life, RefreshToken, TokenCache, TokenResponse, is_microsoft,
@@ -20,6 +20,7 @@ const NO_SCOPES: &str = "no scopes are named, and the sign-in was for some: name
 /// What a refresh is to bring.
 #[derive(Debug)]
 pub(super) struct Wanted {
+    pub(super) purpose: Purpose,
     pub(super) request: RequestId,
     pub(super) query: AccessTokenQuery,
     pub(super) means: Means,
@@ -40,15 +41,15 @@ pub(super) struct Wanted {
 pub(super) enum Means {
     /// By a refresh token of this account.
     RefreshToken(Box<Account>),
-    /// By a call that needs none: client credentials, a managed identity, another program's token.
+    /// By a call that needs none: client credentials, a managed identity, another program's token, a sign-in.
     Mint,
 }
 
 /// What a cache has.
 #[derive(Debug)]
 pub(super) enum Look {
-    /// A token that is fresh.
-    Fresh(AccessToken),
+    /// What is wanted, and fresh.
+    Fresh(Credential),
     /// No such token, and this to make a call with.
     Send(Box<Candidate>),
     /// The request does not say which of several things it is for: this is what it should say.
@@ -86,10 +87,10 @@ impl Candidate {
     }
 }
 
-/// The access token of an answer, as the cache has it.
+/// The token of an answer, as the cache has it.
 #[derive(Debug)]
 pub(super) struct Came {
-    pub(super) token: AccessToken,
+    pub(super) token: Credential,
     is_fresh: bool,
 }
 
@@ -104,10 +105,10 @@ impl Wanted {
     /// What the cache has, if none of the `spent` refresh tokens may be sent.
     pub(super) fn look(&self, cache: &TokenCache, spent: &[Secret], now: SystemTime) -> Look {
         let query = self.query_at(now);
-        let fresh = cache.find_living_access_token(&query, Life::Fresh, self.refused().as_ref());
+        let fresh = self.purpose.find(cache, &query, Life::Fresh, self.refused().as_ref());
         // The claims are those of a service that takes no token of before.
         if let Some(token) = fresh.filter(|_| self.claims.is_none())
-            && !(self.is_early && is_due(&token, &query))
+            && !(self.is_early && token.is_due(&query))
         {
             return Look::Fresh(token);
         }
@@ -145,7 +146,9 @@ impl Wanted {
         let mark = newest.map_or_else(TokenMark::none, TokenMark::of);
         let own = refresh_tokens.iter().position(|token| token.client_id() == self.query.client_id);
         let token = refresh_tokens.swap_remove(own.unwrap_or(0));
-        if self.query.scopes.is_empty() && !self.query.any_scope && token.scopes().next().is_some() {
+        let names_no_scopes = self.query.scopes.is_empty() && !self.query.any_scope;
+        let needs_scopes = matches!(self.purpose, Purpose::AccessToken);
+        if names_no_scopes && needs_scopes && token.scopes().next().is_some() {
             return Look::Ambiguous(NO_SCOPES);
         }
         let realm = match &self.query.realm {
@@ -191,19 +194,19 @@ impl Wanted {
     }
 
     /// The best token there is, within its extended lifetime if no other.
-    pub(super) fn leftover(&self, cache: &TokenCache, now: SystemTime) -> Option<AccessToken> {
+    pub(super) fn leftover(&self, cache: &TokenCache, now: SystemTime) -> Option<Credential> {
         // A service that asks for claims takes no token of before.
         let query = self.claims.is_none().then(|| self.query_at(now))?;
-        cache.find_living_access_token(&query, Life::Extended, self.refused().as_ref())
+        self.purpose.find(cache, &query, Life::Extended, self.refused().as_ref())
     }
 
-    /// The access token of an answer, if it is what was asked for.
+    /// The token of an answer, if it is what was asked for.
     pub(super) fn came(&self, cache: &TokenCache, token: &Secret, now: SystemTime) -> Option<Came> {
         let mut query = self.query_at(now);
         // What answers the request is of its realm, whichever that is.
         query.any_realm = true;
-        let token = cache.find_this_access_token(&query, token)?;
-        let fresh = cache.find_living_access_token(&query, Life::Fresh, None);
+        let token = self.purpose.find_this(cache, &query, token)?;
+        let fresh = self.purpose.find(cache, &query, Life::Fresh, None);
         let is_fresh = fresh.is_some_and(|fresh| fresh.secret() == token.secret());
         Some(Came { token, is_fresh })
     }
@@ -232,7 +235,7 @@ impl Wanted {
         sent.token.is_none() && owner.is_some_and(|owner| answer.is_about_another(owner))
     }
 
-    /// How long an access token lives from now on, under whatever scopes the cache has it.
+    /// How long a token lives from now on, under whatever scopes the cache has it.
     pub(super) fn left_of(
         &self,
         cache: &TokenCache,
@@ -240,12 +243,12 @@ impl Wanted {
         owner: &str,
         now: SystemTime,
     ) -> Option<Duration> {
-        let expires_on = cache.expiry_of_access_token(owner, token)?;
+        let expires_on = self.purpose.expiry(cache, owner, token)?;
         let now = unix_seconds(self.query.now.unwrap_or(now));
         Some(Duration::from_secs(u64::try_from(expires_on.saturating_sub(now)).unwrap_or(0)))
     }
 
-    /// Whether an access token of the cache has expired.
+    /// Whether a token of the cache has expired.
     pub(super) fn has_expired(
         &self,
         cache: &TokenCache,
@@ -258,6 +261,10 @@ impl Wanted {
 
     /// Fills in what an answer need not say.
     pub(super) fn completed(&self, mut answer: TokenResponse, sent: &Candidate) -> TokenResponse {
+        if matches!(self.purpose, Purpose::Once(_)) {
+            // A sign-in says by itself whose tokens it brought.
+            return answer;
+        }
         answer.client_id.get_or_insert_with(|| self.query.client_id.clone());
         // Whatever the answer calls them: they belong where the token came from that was sent.
         answer.environment = Some(sent.environment.clone());

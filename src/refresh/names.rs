@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
+use super::credential::Purpose;
 use crate::cache::{AccessToken, AccessTokenQuery, Account, RefreshToken, RefreshTokenQuery, TokenCache};
 
 /// Names a refresh token without its secret: by its environment, its account, and its family or else
@@ -105,7 +106,15 @@ pub(super) struct FlightKey {
 pub(super) struct RequestId(String);
 
 impl RequestId {
-    pub(super) fn new(query: &AccessTokenQuery, family_id: Option<&str>, claims: Option<&str>) -> Self {
+    pub(super) fn new(
+        purpose: &Purpose,
+        query: &AccessTokenQuery,
+        family_id: Option<&str>,
+        claims: Option<&str>,
+    ) -> Self {
+        if let Purpose::Once(once) = purpose {
+            return Self(digest(["tokenseal once 1", &once.name].map(str::as_bytes)));
+        }
         let mut scopes: Vec<&str> = query.scopes.iter().map(String::as_str).collect();
         scopes.sort_unstable();
         scopes.dedup();
@@ -123,7 +132,11 @@ impl RequestId {
         let optional = optional.map(|part| part.map_or_else(String::new, |part| format!("={part}")));
         let parts = ["tokenseal request 1", &query.client_id].into_iter();
         // No scope has a blank in it.
-        let any = [(query.any_scope, "any scope"), (query.any_realm, "any realm")];
+        let any = [
+            (query.any_scope, "any scope"),
+            (query.any_realm, "any realm"),
+            (matches!(purpose, Purpose::IdToken), "id token"),
+        ];
         let any = any.into_iter().filter_map(|(is_asked_for, name)| is_asked_for.then_some(name));
         let parts = parts.chain(optional.iter().map(String::as_str)).chain(scopes).chain(any);
         Self(digest(parts.map(str::as_bytes)))
@@ -220,7 +233,7 @@ mod tests {
     #[test]
     fn requests_for_the_same_are_one_and_others_are_not() {
         let query = || AccessTokenQuery::for_account("app", &Account::new("alice", "idp"));
-        let id = |query: &AccessTokenQuery| RequestId::new(query, None, None);
+        let id = |query: &AccessTokenQuery| RequestId::new(&Purpose::AccessToken, query, None, None);
         assert_eq!(id(&query().scopes(["a", "b"])), id(&query().scopes(["b", "a", "b"])));
         let plain = query().scopes(["a"]);
         for other in [
@@ -233,8 +246,11 @@ mod tests {
         ] {
             assert_ne!(id(&plain), id(&other));
         }
-        assert_ne!(id(&plain), RequestId::new(&plain, Some("1"), None));
-        assert_ne!(id(&plain), RequestId::new(&plain, None, Some("{}")));
+        assert_ne!(id(&plain), RequestId::new(&Purpose::AccessToken, &plain, Some("1"), None));
+        assert_ne!(id(&plain), RequestId::new(&Purpose::AccessToken, &plain, None, Some("{}")));
+        assert_ne!(id(&plain), RequestId::new(&Purpose::IdToken, &plain, None, None));
+        assert_ne!(id(&plain), id(&plain.clone().any_realm()));
+        assert_ne!(id(&plain), id(&plain.clone().any_scope()));
         let alice = Account::new("alice", "idp").with_issuer("https://idp/b");
         assert_ne!(id(&plain), id(&AccessTokenQuery::for_account("app", &alice).scopes(["a"])));
     }

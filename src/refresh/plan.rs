@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use super::call::{Call, Request};
+use super::credential::{Credential, Purpose};
 use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Cause, Reason, RefreshFailure, Rejection};
 use super::held::Held;
@@ -23,7 +24,7 @@ use super::refusal::Verdict;
 use super::request::{Acquired, TokenSource};
 use super::step::{Called, Leftover, Outcome, Read, Step};
 use crate::cache::{
-    AccessToken, CacheError, ErrorResponse, RefreshToken, TokenCache, TokenResponse, token_endpoint_of,
+    CacheError, ErrorResponse, Life, RefreshToken, TokenCache, TokenResponse, token_endpoint_of,
 };
 use crate::secret::Secret;
 
@@ -78,6 +79,8 @@ enum State {
     Saving(After),
     /// What the cache has of the answer.
     Judging(Box<Answer>),
+    /// Whether what was done shows.
+    Done(Box<Candidate>),
     /// What became of the refresh token that came with an error, which the failure is remembered of.
     Failing(Box<Failed>),
     /// Which token may be served instead.
@@ -98,8 +101,9 @@ enum After {
 struct Answer {
     response: Arc<TokenResponse>,
     sent: Candidate,
-    access_token: Option<Secret>,
-    /// Until when the cache had this very access token before.
+    /// The token that was asked for.
+    token: Option<Secret>,
+    /// Until when the cache had this very token before.
     known_until: Option<i64>,
     has_expired: bool,
     /// It is an error in spite of its tokens.
@@ -194,7 +198,7 @@ impl Plan {
         Step::Finish(outcome)
     }
 
-    fn finish_with(&mut self, token: AccessToken, origin: TokenSource, held: Option<&Held>) -> Step {
+    fn finish_with(&mut self, token: Credential, origin: TokenSource, held: Option<&Held>) -> Step {
         let save_failure = held.and_then(|held| held.pending.failure());
         self.finish(Outcome::Acquired(Acquired { token, origin, save_failure, failure: None }))
     }
@@ -229,6 +233,7 @@ impl Plan {
             (State::LookingAgain, held) => self.decide(cache, held.as_deref(), now),
             (State::Checking(answer), Some(held)) => self.check(*answer, cache, held, now),
             (State::Judging(answer), Some(held)) => self.judge(*answer, cache, held, now),
+            (State::Done(sent), Some(held)) => self.judge_done(&sent.mark, cache, held, now),
             (State::Failing(failed), Some(held)) => {
                 let came =
                     failed.came.as_ref().and_then(|came| self.wanted.mark_after(&failed.sent, came, cache));
@@ -310,7 +315,11 @@ impl Plan {
         };
         let sent = *sent;
         let reason = match called {
-            Called::Answered(Ok(answer)) => return self.keep(*answer, began, sent),
+            Called::Answered(Ok(Some(answer))) => return self.keep(*answer, began, sent),
+            Called::Answered(Ok(None)) => {
+                self.state = State::Done(Box::new(sent));
+                return Step::Read(Read::NewestOrInMemory);
+            }
             Called::Answered(Err(RefreshFailure(reason))) => reason,
             #[cfg(feature = "tokio")]
             Called::TimedOut => {
@@ -387,9 +396,9 @@ impl Plan {
         response.received_at.get_or_insert(began);
         let failure =
             ErrorResponse::in_success(&response.body).map(|error| RefreshFailure::classified(200, error).0);
-        let access_token = response.access_token();
+        let token = self.wanted.purpose.secret_of(&response);
         let response = Arc::new(response);
-        let answer = Answer { response, sent, access_token, known_until: None, has_expired: false, failure };
+        let answer = Answer { response, sent, token, known_until: None, has_expired: false, failure };
         self.state = State::Checking(Box::new(answer));
         Step::Read(Read::InMemory)
     }
@@ -397,8 +406,8 @@ impl Plan {
     fn check(&mut self, mut answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
         if answer.failure.is_none() {
             let owner = answer.sent.owner();
-            answer.known_until =
-                answer.access_token.as_ref().and_then(|token| cache.expiry_of_access_token(owner, token));
+            let expiry = |token| self.wanted.purpose.expiry(cache, owner, token);
+            answer.known_until = answer.token.as_ref().and_then(expiry);
             let added = if self.wanted.is_of_another_user(&answer.response, &answer.sent) {
                 Err(CacheError::OtherAccount)
             } else {
@@ -406,7 +415,8 @@ impl Plan {
             };
             match added {
                 Ok(added) => {
-                    answer.has_expired = added.has_expired();
+                    answer.has_expired =
+                        added.has_expired() && !matches!(self.wanted.purpose, Purpose::IdToken);
                     let knew_owner = answer.sent.knew_owner;
                     match answer.sent.token {
                         Some(_) => held.pending.renew(Arc::clone(&answer.response)),
@@ -470,7 +480,10 @@ impl Plan {
 
     /// What the answer means, as the cache has it.
     fn judge(&mut self, answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
-        let Answer { response, sent, access_token, known_until, has_expired, .. } = answer;
+        let Answer { response, sent, token, known_until, has_expired, .. } = answer;
+        if matches!(self.wanted.purpose, Purpose::Once(_)) {
+            return self.judge_done(&sent.mark, cache, held, now);
+        }
         let mark = self.wanted.mark_after(&sent, &response, cache);
         if let Some(mark) = &mark
             && !self.has(Fault::ForgetsRefusalsOfRotatedTokens)
@@ -485,15 +498,16 @@ impl Plan {
         if !is_ours {
             return self.try_another(SignInReason::SignedOut, sent);
         }
-        let came = access_token.as_ref().and_then(|token| self.wanted.came(cache, token, now));
-        let verdict = match (&access_token, came) {
-            (None, _) => Verdict::NoAccessToken,
+        let came = token.as_ref().and_then(|token| self.wanted.came(cache, token, now));
+        let verdict = match (&token, came) {
+            (None, _) => self.wanted.purpose.missing(),
             (Some(_), _) if has_expired => Verdict::Expired,
             (Some(token), _) if self.wanted.is_refused(token) => Verdict::SameToken,
             // It expired while the call lasted, or while the machine slept.
             (Some(token), None) if self.wanted.has_expired(cache, token, sent.owner(), now) => {
                 Verdict::Expired
             }
+            (Some(_), None) if matches!(self.wanted.purpose, Purpose::IdToken) => Verdict::NoIdToken,
             (Some(_), None) => Verdict::NotGranted(response.granted().unwrap_or_else(|| sent.scopes())),
             // The same token once more is of use only if it lasts longer now.
             (Some(_), Some(came)) if came.is_no_better_than(known_until) => Verdict::SameToken,
@@ -506,9 +520,22 @@ impl Plan {
         held.answered();
         // Once the same token has expired, the server has another.
         let is_same = matches!(verdict, Verdict::SameToken);
-        let until = access_token.as_ref().filter(|_| is_same);
+        let until = token.as_ref().filter(|_| is_same);
         let until = until.and_then(|token| self.wanted.left_of(cache, token, sent.owner(), now));
         let left = held.refused(&self.wanted.request, &mark, verdict.clone(), until, now);
+        self.give_up(verdict.into_error(left))
+    }
+
+    /// Whether the cache shows what was to be done once.
+    fn judge_done(&mut self, mark: &TokenMark, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
+        let query = &self.wanted.query;
+        if let Some(done) = self.wanted.purpose.find(cache, query, Life::Fresh, None) {
+            held.granted(&self.wanted.request);
+            return self.finish_with(done, TokenSource::Refreshed, Some(held));
+        }
+        held.answered();
+        let verdict = self.wanted.purpose.missing();
+        let left = held.refused(&self.wanted.request, mark, verdict.clone(), None, now);
         self.give_up(verdict.into_error(left))
     }
 }

@@ -41,6 +41,10 @@ pub(super) enum Verdict {
     NotGranted(String),
     /// The answer had no access token.
     NoAccessToken,
+    /// The answer had no id token, or none of the user and client.
+    NoIdToken,
+    /// What was to be done once is not there.
+    NotDone,
     /// The access token came that the cache has already.
     SameToken,
     /// The access token had expired when it came.
@@ -107,6 +111,8 @@ impl Verdict {
             Self::Refused(error) => AcquireError::Refused { error },
             Self::NotGranted(granted) => AcquireError::NotGranted { granted },
             Self::NoAccessToken => AcquireError::NoAccessToken,
+            Self::NoIdToken => AcquireError::NoIdToken,
+            Self::NotDone => AcquireError::NotDone,
             Self::SameToken => AcquireError::SameToken,
             Self::Expired => AcquireError::ExpiredToken { retry_after },
             Self::Unexplained(_) => AcquireError::Unavailable { retry_after, cause: None },
@@ -125,11 +131,13 @@ impl From<Rejection> for AcquireError {
 mod tests {
     use super::*;
     use crate::cache::{AccessTokenQuery, Account};
+    use crate::refresh::credential::Purpose;
 
     const NOW: u64 = 1_700_000_000_000;
 
     fn request(scope: &str) -> RequestId {
         RequestId::new(
+            &Purpose::AccessToken,
             &AccessTokenQuery::for_account("app", &Account::new("u", "e")).scopes([scope]),
             None,
             None,

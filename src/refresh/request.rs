@@ -143,7 +143,7 @@ impl<'a> From<&'a AccessTokenQuery> for AcquireRequest<'a> {
     }
 }
 
-/// An access token that was acquired, and where it came from.
+/// A token that was acquired, and where it came from.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -168,8 +168,8 @@ impl<'a> From<&'a AccessTokenQuery> for AcquireRequest<'a> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Acquired {
-    pub(super) token: AccessToken,
+pub struct Acquired<T = AccessToken> {
+    pub(super) token: T,
     pub(super) origin: TokenSource,
     pub(super) save_failure: Option<Arc<Error>>,
     pub(super) failure: Option<AcquireError>,
@@ -190,22 +190,27 @@ pub enum TokenSource {
     ExtendedLifetime,
 }
 
-impl Acquired {
-    pub(super) fn from_cache(token: AccessToken) -> Self {
+impl<T> Acquired<T> {
+    pub(super) fn from_cache(token: T) -> Self {
         Self { token, origin: TokenSource::Cache, save_failure: None, failure: None }
     }
 
-    pub(super) fn instead(token: AccessToken, origin: TokenSource, failure: Option<AcquireError>) -> Self {
+    pub(super) fn map<U>(self, convert: impl FnOnce(T) -> U) -> Acquired<U> {
+        let Self { token, origin, save_failure, failure } = self;
+        Acquired { token: convert(token), origin, save_failure, failure }
+    }
+
+    pub(super) fn instead(token: T, origin: TokenSource, failure: Option<AcquireError>) -> Self {
         Self { token, origin, save_failure: None, failure }
     }
 
-    /// The access token.
-    pub fn token(&self) -> &AccessToken {
+    /// The token.
+    pub fn token(&self) -> &T {
         &self.token
     }
 
-    /// Consumes `self`, returning the access token.
-    pub fn into_token(self) -> AccessToken {
+    /// Consumes `self`, returning the token.
+    pub fn into_token(self) -> T {
         self.token
     }
 

@@ -180,6 +180,8 @@ fn refusal_line(refusal: &Refusal) -> String {
             ("granted", scopes.take(MOST_GRANTED).collect())
         }
         Verdict::NoAccessToken => ("no-access-token", String::new()),
+        Verdict::NoIdToken => ("no-id-token", String::new()),
+        Verdict::NotDone => ("not-done", String::new()),
         Verdict::SameToken => ("same-token", String::new()),
         Verdict::Expired => ("expired", String::new()),
         Verdict::Unexplained(status) => ("unexplained", status.to_string()),
@@ -203,6 +205,8 @@ fn verdict(kind: &str, said: &[&str]) -> Option<Verdict> {
         ("refused", [error]) => Verdict::Refused(code(error)),
         ("granted", scopes) => Verdict::NotGranted(scopes.join(" ")),
         ("no-access-token", []) => Verdict::NoAccessToken,
+        ("no-id-token", []) => Verdict::NoIdToken,
+        ("not-done", []) => Verdict::NotDone,
         ("same-token", []) => Verdict::SameToken,
         ("expired", []) => Verdict::Expired,
         ("unexplained", [status]) => Verdict::Unexplained(status.parse().ok()?),
@@ -254,6 +258,8 @@ mod tests {
                 refusal("f", Verdict::OtherUser),
                 refusal("g", Verdict::NoAccessToken),
                 refusal("h", Verdict::SameToken),
+                refusal("k", Verdict::NoIdToken),
+                refusal("l", Verdict::NotDone),
                 refusal("i", Verdict::Expired),
                 refusal("j", Verdict::Unexplained(401)),
             ],

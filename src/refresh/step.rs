@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::call::Call;
+use super::credential::Credential;
 use super::error::AcquireError;
 use super::failure::RefreshFailure;
 use super::names::LeaseName;
@@ -49,7 +50,7 @@ pub(super) enum Read {
 /// How a plan ended.
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {
-    Acquired(Acquired),
+    Acquired(Acquired<Credential>),
     /// An early refresh was not tried, because somebody else has the lease.
     Busy,
     /// `leftover` is the best token there is, valid or within its extended lifetime.
@@ -62,7 +63,7 @@ pub(super) enum Outcome {
 /// A token to serve when there is no better one.
 #[derive(Debug, Clone)]
 pub(super) struct Leftover {
-    pub(super) token: AccessToken,
+    pub(super) token: Credential,
     /// Why it may not be saved.
     pub(super) save_failure: Option<Arc<Error>>,
 }
@@ -70,7 +71,8 @@ pub(super) struct Leftover {
 /// What came of a call.
 #[derive(Debug)]
 pub(super) enum Called {
-    Answered(Result<Box<TokenResponse>, RefreshFailure>),
+    /// `None`: it succeeded, and there are no tokens to save.
+    Answered(Result<Option<Box<TokenResponse>>, RefreshFailure>),
     /// It was given up at its deadline.
     #[cfg(feature = "tokio")]
     TimedOut,

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::call::Call;
 use super::caller::{Caller, Step};
+use super::credential::{Credential, Purpose};
 use super::driver::{Driver, Next};
 use super::lease::Home;
 use super::names::{LeaseName, lease_name};
@@ -29,15 +30,15 @@ pub(super) async fn acquire<F, R>(
     source: &Source,
     registry: impl FnOnce() -> Arc<Registry>,
     request: AcquireRequest<'_>,
-    needs_refresh_token: bool,
+    purpose: Purpose,
     call: F,
-) -> Result<Acquired, AcquireError>
+) -> Result<Acquired<Credential>, AcquireError>
 where
     F: FnMut(Call) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
     let runtime = runtime()?;
-    let mut caller = match Caller::new(source, registry, request, needs_refresh_token)? {
+    let mut caller = match Caller::new(source, registry, request, purpose)? {
         Ok(acquired) => return Ok(acquired),
         Err(caller) => caller,
     };
@@ -142,7 +143,7 @@ fn on_a_worker<F: Send + 'static>(
 impl<F, R> Refresh<F>
 where
     F: FnMut(Call) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
     /// Goes on until there is something to wait for.
     fn go_on(mut self, mut next: Next) {
@@ -212,7 +213,7 @@ where
         let task = runtime.spawn(async move {
             let called = tokio::time::timeout(within, NoPanic(Box::pin(future))).await;
             answering.answered(match called {
-                Ok(Ok(answer)) => Called::Answered(answer.map(Box::new)),
+                Ok(Ok(answer)) => Called::Answered(answer.map(|tokens| tokens.map(Box::new))),
                 Ok(Err(Panicked)) => Called::Lost("the call panicked"),
                 Err(_) => Called::TimedOut,
             });
@@ -232,7 +233,7 @@ where
 struct Answering<F, R>
 where
     F: FnMut(Call) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
     slot: Slot<F>,
 }
@@ -240,7 +241,7 @@ where
 impl<F, R> Answering<F, R>
 where
     F: FnMut(Call) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
     fn answered(&self, called: Called) {
         let Some(refresh) = take(&self.slot) else { return };
@@ -255,7 +256,7 @@ where
 impl<F, R> Drop for Answering<F, R>
 where
     F: FnMut(Call) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
     fn drop(&mut self) {
         self.answered(Called::Lost("the call was dropped: its runtime was shut down"));
@@ -272,7 +273,7 @@ struct WaitingForLane<F> {
 impl<F, R> WaitingForLane<F>
 where
     F: FnMut(Call) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
     /// Goes on in the lane if it is free, and stands in line otherwise.
     fn enter(self) {
@@ -289,7 +290,7 @@ where
 impl<F, R> Wake for WaitingForLane<F>
 where
     F: FnMut(Call) -> R + Send + 'static,
-    R: Future<Output = Result<TokenResponse, RefreshFailure>> + Send + 'static,
+    R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
     /// Whoever leaves the lane is not kept: a worker goes on.
     fn wake(self: Arc<Self>) {

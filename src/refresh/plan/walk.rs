@@ -6,6 +6,7 @@
 
 mod checks;
 mod fingerprint;
+mod once;
 mod provider;
 mod world;
 

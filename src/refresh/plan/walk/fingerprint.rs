@@ -49,7 +49,7 @@ fn fingerprint(plan: &Plan, to: &mut DefaultHasher) {
     let answer = |answer: &Answer, to: &mut DefaultHasher| {
         sent(&answer.sent, to);
         answer.response.body.secret_of("refresh_token").ok().flatten().map(|token| number(&token)).hash(to);
-        answer.access_token.as_ref().map(Secret::expose).hash(to);
+        answer.token.as_ref().map(Secret::expose).hash(to);
         (answer.known_until, answer.failure.is_some()).hash(to);
     };
     let failed = |failed: &Failed, to: &mut DefaultHasher| {
@@ -58,7 +58,7 @@ fn fingerprint(plan: &Plan, to: &mut DefaultHasher) {
     };
     match &plan.state {
         State::Looking | State::Leasing | State::LookingAgain | State::Ended => {}
-        State::Calling(candidate, _) => sent(candidate, to),
+        State::Calling(candidate, _) | State::Done(candidate) => sent(candidate, to),
         State::Checking(it) | State::Judging(it) | State::Saving(After::Judge(it)) => answer(it, to),
         State::Saving(After::Fail(it)) | State::Failing(it) => failed(it, to),
         State::Saving(After::LookAgain) => 7.hash(to),

@@ -97,7 +97,7 @@ impl World {
             Reply::OtherScopes => "other",
             _ => SCOPES[flight.request],
         };
-        let json = |json: String| Called::Answered(Ok(Box::new(response(&json, now))));
+        let json = |json: String| Called::Answered(Ok(Some(Box::new(response(&json, now)))));
         let (refresh_token, access_token) = (text(came.unwrap_or(token)), format!("at{}", token + 100));
         let tokens = format!(
             r#""refresh_token":"{refresh_token}","access_token":"{access_token}-{}","expires_in":3600,"scope":"{granted}""#,

@@ -9,6 +9,7 @@ use super::provider::{Provider, Reply};
 use crate::cache::{AccessTokenQuery, Account, RefreshToken, TokenCache, TokenResponse};
 use crate::persisted::Error;
 use crate::refresh::back_off::unix_millis;
+use crate::refresh::credential::Purpose;
 use crate::refresh::error::AcquireError;
 use crate::refresh::held::Held;
 use crate::refresh::look::{Means, Wanted};
@@ -159,7 +160,8 @@ pub(super) fn wanted(request: usize) -> Arc<Wanted> {
     let account = Account::new("alice", "idp.example");
     let query = AccessTokenQuery::for_account("app", &account).realm("r").scopes([SCOPES[request]]);
     Arc::new(Wanted {
-        request: RequestId::new(&query, None, None),
+        purpose: Purpose::AccessToken,
+        request: RequestId::new(&Purpose::AccessToken, &query, None, None),
         query,
         means: Means::RefreshToken(Box::new(account)),
         family_id: None,

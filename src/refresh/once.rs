@@ -1,0 +1,102 @@
+//! What must be done once, under a name: its terms, and where its result is found.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::credential::{Once, Purpose};
+use super::error::AcquireError;
+use super::pending::overlaid;
+use super::registry::Registry;
+use super::request::AcquireRequest;
+use super::source::Source;
+use crate::cache::{AccessTokenQuery, TokenCache};
+
+/// How long to wait, unless the request says otherwise: a user may be signing in.
+const TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// What to do once, and on what terms. A plain `&str` is one as well, with the usual terms.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokenseal::refresh::OnceRequest;
+///
+/// let request = OnceRequest::new("sign-in my-client").wait_timeout(Duration::from_secs(60));
+/// # let _ = request;
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct OnceRequest<'a> {
+    name: &'a str,
+    wait_timeout: Duration,
+    call_timeout: Duration,
+    tries_now: bool,
+}
+
+impl<'a> OnceRequest<'a> {
+    /// Something under this name: callers that use the same name share one run. The name is hashed before it is
+    /// stored anywhere.
+    pub fn new(name: &'a str) -> Self {
+        Self { name, wait_timeout: TIMEOUT, call_timeout: TIMEOUT, tries_now: false }
+    }
+
+    /// How long to wait for another caller's run: 5 minutes by default.
+    pub fn wait_timeout(mut self, timeout: Duration) -> Self {
+        self.wait_timeout = timeout;
+        self
+    }
+
+    /// How long the work may take: 5 minutes by default. An asynchronous one is dropped then. A blocking one
+    /// cannot be: its caller gets an error, and other callers wait until it returns.
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout;
+        self
+    }
+
+    /// Does the work now, although it failed a moment ago: for a user who says "try again". Never call it in a
+    /// loop.
+    pub fn try_now(mut self) -> Self {
+        self.tries_now = true;
+        self
+    }
+
+    /// The query of a request that asks for no token.
+    pub(super) fn query() -> AccessTokenQuery {
+        AccessTokenQuery::for_application(String::new()).any_scope()
+    }
+
+    pub(super) fn on(self, query: &AccessTokenQuery) -> AcquireRequest<'_> {
+        let request =
+            AcquireRequest::new(query).wait_timeout(self.wait_timeout).call_timeout(self.call_timeout);
+        if self.tries_now { request.try_now() } else { request }
+    }
+}
+
+impl<'a> From<&'a str> for OnceRequest<'a> {
+    fn from(name: &'a str) -> Self {
+        Self::new(name)
+    }
+}
+
+type Look<T> = dyn Fn(&TokenCache) -> Option<T> + Send + Sync;
+
+/// How a cache is searched for what was done.
+pub(super) struct Search<T>(Arc<Look<T>>);
+
+impl<T: 'static> Search<T> {
+    pub(super) fn new(look: impl Fn(&TokenCache) -> Option<T> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+
+    pub(super) fn purpose(&self, request: OnceRequest<'_>) -> Purpose {
+        let look = Arc::clone(&self.0);
+        let is_done = Arc::new(move |cache: &TokenCache| look(cache).is_some());
+        Purpose::Once(Once { name: request.name.to_owned(), is_done })
+    }
+
+    /// Finds what was done, saved or not.
+    pub(super) fn result(&self, source: &Source, registry: &Registry) -> Result<T, AcquireError> {
+        let pending = registry.pending();
+        let found = source.read_in_memory(|cache| overlaid(cache, &pending, |cache| (self.0)(cache)))?;
+        found.ok_or(AcquireError::NotDone)
+    }
+}

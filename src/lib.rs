@@ -58,6 +58,7 @@
 //! | `file` | `PersistedTokenCache`, `acquire`, and keys in memory or in key files |
 //! | `conformance` | `key_store::conformance`: checks for a `KeyStore` of your own; implies `file` |
 //! | `tokio` | `acquire_async` and the like: nothing blocks the runtime; implies `file` |
+//! | `tracing` | spans and events for an operator, without secrets or names; implies `file` |
 //! | none | [`TokenCache`] and [`seal`]: no I/O, no operating system keyring |
 //!
 //! # What is promised, and what is not
@@ -95,6 +96,8 @@ mod shared;
 mod store;
 #[cfg(feature = "file")]
 mod sync;
+#[cfg(feature = "file")]
+mod trace;
 #[cfg(feature = "tokio")]
 mod workers;
 

@@ -46,6 +46,7 @@ pub(crate) enum Repr {
     #[error("there is no home directory to keep the cache in; set HOME, or name a directory")]
     NoHomeDirectory,
 
+    #[cfg(unix)]
     #[error(
         "this program runs with the rights of another user than the one who started it; name the directory \
          of the cache"
@@ -93,6 +94,7 @@ impl Error {
         match &*self.0 {
             Repr::InvalidName { .. } => ErrorKind::InvalidName,
             Repr::NoHomeDirectory => ErrorKind::NoHomeDirectory,
+            #[cfg(unix)]
             Repr::ForeignRights => ErrorKind::ForeignRights,
             #[cfg(not(feature = "keyring"))]
             Repr::NoKeyStore => ErrorKind::NoKeyStore,

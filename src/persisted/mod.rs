@@ -27,6 +27,7 @@ use crate::process::Shared;
 use crate::record::Codec;
 use crate::seal::Context;
 use crate::store::FileStore;
+use crate::trace::{self, CacheId, Work};
 use rotation::Change;
 use state::State;
 
@@ -78,6 +79,7 @@ struct Inner {
     store: FileStore,
     keys: BoundedKeyStore,
     codec: Codec,
+    trace_id: CacheId,
     lock_timeout: Duration,
     key_timeout: Duration,
     rotation_timeout: Duration,
@@ -104,6 +106,7 @@ impl PersistedTokenCache {
 
     fn open_with(builder: PersistedTokenCacheBuilder) -> Result<Self, Error> {
         let inner = Inner::new(builder)?;
+        let _span = trace::enter(Work::Open, &inner.trace_id);
         match inner.load(inner.key_timeout)? {
             Some(state) => inner.set_state(state),
             None => inner.create()?,
@@ -289,6 +292,9 @@ impl PersistedTokenCache {
         let mut changing = Change::begin(inner, &lock)?;
         let value = change(changing.tokens()).map_err(Into::into)?;
         let rotation = changing.commit()?;
+        if let Rotation::Pending { reason } = &rotation {
+            trace::rotation_pending(&inner.trace_id, reason.kind());
+        }
         Ok(Committed::new(value, rotation))
     }
 
@@ -325,10 +331,12 @@ impl Inner {
         let keys = BoundedKeyStore::new(key_store, &builder.application, &builder.cache);
         let context = Context::file(builder.application, builder.cache);
         let codec = Codec::new(context, builder.aliases, store.path().to_owned());
+        let trace_id = CacheId::of(store.path());
         Ok(Self {
             store,
             keys,
             codec,
+            trace_id,
             lock_timeout: builder.lock_timeout,
             key_timeout: builder.key_timeout,
             rotation_timeout: builder.rotation_timeout,

@@ -20,6 +20,7 @@ use crate::key_store::KeyStoreError;
 use crate::record::KeyNotes;
 use crate::seal::{KeyId, SealingKey};
 use crate::store::StoreLock;
+use crate::trace::{self, Work};
 
 /// What became of the key in an update.
 ///
@@ -232,6 +233,7 @@ impl Inner {
         mut notes: KeyNotes,
         refusal: Option<KeyStoreError>,
     ) -> Result<(State, Rotation), Error> {
+        let _span = trace::enter(Work::Rotation, &self.trace_id);
         let refusal = refusal.or_else(|| self.keys.read_only());
         // A store that does not have the old key is not the one that this file's keys live in: a keyring that
         // was replaced, a volume that is not mounted. A new key made there would be lost with it. And

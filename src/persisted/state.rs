@@ -12,6 +12,7 @@ use crate::key_store::KeyStoreError;
 use crate::record::{KeyNotes, OpenError, Unsealed};
 use crate::seal::{Header, KeyId, SealError, SealingKey};
 use crate::store::{Record, StoreError, StoreLock, Watch};
+use crate::trace::{self, Work};
 
 /// The content of the file as it was last read or written.
 #[derive(Debug)]
@@ -140,6 +141,7 @@ impl Inner {
 
     /// Reads and opens the file; `None` if there is none.
     pub(super) fn load(&self, key_timeout: Duration) -> Result<Option<State>, Error> {
+        let _span = trace::enter(Work::Load, &self.trace_id);
         let mut missing = None;
         for _ in 0..ATTEMPTS {
             let Some(record) = self.store.read()? else { return Ok(None) };
@@ -230,6 +232,7 @@ impl Inner {
         generation: u64,
         notes: KeyNotes,
     ) -> Result<State, Error> {
+        let _span = trace::enter(Work::Save, &self.trace_id);
         let record = Unsealed::write(&mut cache, &notes);
         self.store.check_size(record.sealed_len())?;
         let record = self.codec.seal(key, generation, record).map_err(|source| self.unopened(source))?;

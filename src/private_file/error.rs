@@ -48,6 +48,7 @@ pub(crate) enum FileError {
     },
 
     /// A directory is to be made in one that belongs to somebody else, such as a home under `sudo`.
+    #[cfg(unix)]
     #[error(
         "{} belongs to {owner} and not to the current user, and nothing is made in there; run the program as \
          its owner, set HOME to a home of your own (`sudo -H`), or name another directory",
@@ -86,6 +87,7 @@ impl FileError {
             Self::Io { .. } => ErrorKind::Io,
             Self::WrongType { .. } => ErrorKind::WrongFileType,
             Self::ForeignOwner { .. } => ErrorKind::ForeignOwner,
+            #[cfg(unix)]
             Self::ForeignParent { .. } => ErrorKind::ForeignParent,
             Self::LoosePermissions { .. } => ErrorKind::LoosePermissions,
             #[cfg(windows)]
@@ -98,8 +100,9 @@ impl FileError {
             Self::Io { path, .. }
             | Self::WrongType { path, .. }
             | Self::ForeignOwner { path, .. }
-            | Self::ForeignParent { path, .. }
             | Self::LoosePermissions { path, .. } => path,
+            #[cfg(unix)]
+            Self::ForeignParent { path, .. } => path,
             #[cfg(windows)]
             Self::ReservedName { path } => path,
         }

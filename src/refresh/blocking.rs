@@ -72,7 +72,10 @@ where
             Next::Lease(name) => driver.wait_for_lease(name),
             Next::Call(request) => match driver.may_call(false) {
                 Ok(()) => {
-                    let answer = catch_unwind(AssertUnwindSafe(|| call(*request)));
+                    let answer = {
+                        let _span = driver.trace.enter();
+                        catch_unwind(AssertUnwindSafe(|| call(*request)))
+                    };
                     driver.answered(match answer {
                         Ok(answer) => Called::Answered(answer.map(|tokens| tokens.map(Box::new))),
                         // What a panic says may be anything, a secret too.

@@ -10,6 +10,7 @@ use super::look::Wanted;
 use super::names::{FlightKey, LeaseName};
 use super::plan::{Plan, early_pause};
 use super::registry::Registry;
+use super::request::TokenSource;
 use super::single_flight::Leader;
 use super::source::Source;
 use super::step::{Called, Outcome, Read, Step};
@@ -17,6 +18,7 @@ use crate::deadline;
 #[cfg(feature = "tokio")]
 use crate::deadline::{InLane, Lane};
 use crate::persisted::Error;
+use crate::trace;
 
 /// How long those who ask for a token wait for it.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +43,9 @@ pub(super) struct Driver {
     pub(super) patience: Patience,
     lease: Option<Lease>,
     has_leased: bool,
+    /// Since when it waits for a lease.
+    waits_since: Instant,
+    pub(super) trace: trace::Refresh,
 }
 
 /// What a driver cannot do by itself: it would have to wait.
@@ -62,6 +67,8 @@ impl Driver {
     ) -> Self {
         Self {
             plan: Plan::new(Arc::clone(&wanted)),
+            waits_since: Instant::now(),
+            trace: trace::Refresh::new(wanted.request.as_str(), wanted.is_early),
             wanted,
             source,
             registry,
@@ -112,6 +119,7 @@ impl Driver {
             Ok(lease) => {
                 self.has_leased = true;
                 let lease = self.lease.insert(lease);
+                self.trace.leased(lease.held.name.as_str(), self.waits_since.elapsed());
                 self.plan.leased(&lease.held)
             }
             Err(error) => self.plan.not_leased(Some(error)),
@@ -137,6 +145,7 @@ impl Driver {
         if let Some(leader) = &self.leader {
             leader.call_ended();
         }
+        self.trace_failure(&called);
         let now = SystemTime::now();
         let step = match &mut self.lease {
             // A child that was forked in the call has not got the lease.
@@ -150,6 +159,7 @@ impl Driver {
     }
 
     fn go_on(&mut self, mut step: Step) -> Next {
+        let _span = self.trace.enter();
         loop {
             step = match step {
                 Step::Forget(token) => {
@@ -166,6 +176,7 @@ impl Driver {
                 Step::Lease { name, waits } => {
                     self.release();
                     if waits && !(self.has_leased && deadline::left(self.patience.deadline).is_zero()) {
+                        self.waits_since = Instant::now();
                         return Next::Lease(name);
                     }
                     self.lease_if_free(&name, waits)
@@ -254,7 +265,42 @@ impl Driver {
         }
     }
 
+    fn trace_failure(&self, called: &Called) {
+        match called {
+            Called::Answered(Ok(_)) => {}
+            Called::Answered(Err(failure)) => {
+                let (outcome, code) = failure.outcome();
+                self.trace.failed(outcome, code);
+            }
+            #[cfg(feature = "tokio")]
+            Called::TimedOut => self.trace.failed("timed out", None),
+            Called::Lost(_) => self.trace.failed("lost", None),
+        }
+    }
+
+    fn trace_outcome(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Acquired(acquired) => {
+                if acquired.origin() == TokenSource::Refreshed {
+                    self.trace.acquired();
+                }
+                if let Some(error) = acquired.save_failure() {
+                    self.trace.not_saved(error.kind());
+                }
+            }
+            Outcome::Busy => {}
+            Outcome::Failed { error, .. } => {
+                if let Some(retry_after) = error.retry_after() {
+                    self.trace.back_off(retry_after);
+                }
+                let (reason, code) = error.reason();
+                self.trace.gave_up(reason, code);
+            }
+        }
+    }
+
     fn finish(&mut self, outcome: Outcome) {
+        self.trace_outcome(&outcome);
         if self.wanted.is_early
             && let Some((pause, failure)) = early_pause(&outcome)
         {

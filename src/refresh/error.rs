@@ -229,6 +229,36 @@ impl AcquireError {
         Self::SignInRequired { reason, claims: None }
     }
 
+    /// A word for the reason, and the error code that the server sent, if it sent one.
+    pub(super) fn reason(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::SignInRequired { reason, .. } => match reason {
+                SignInReason::NoRefreshToken => ("no refresh token", None),
+                SignInReason::SignedOut => ("signed out", None),
+                SignInReason::OtherUser => ("another user's answer", None),
+                SignInReason::Rejected { error, .. } => ("rejected", Some(error)),
+            },
+            Self::Ambiguous { .. } => ("ambiguous request", None),
+            Self::Unavailable { .. } => ("unavailable", None),
+            Self::NotGranted { .. } => ("not granted", None),
+            Self::NoAccessToken => ("no access token", None),
+            Self::NoIdToken => ("no id token", None),
+            Self::NotDone => ("not done", None),
+            Self::SameToken => ("same token", None),
+            Self::ExpiredToken { .. } => ("expired token", None),
+            Self::Refused { error } => ("refused", Some(error)),
+            Self::WaitTimedOut { .. } => ("lease timed out", None),
+            Self::CallTimedOut { .. } => ("call timed out", None),
+            Self::NoAccount | Self::NamesAccount | Self::NoEnvironment => ("invalid request", None),
+            Self::NotSaved { .. } => ("not saved", None),
+            Self::NotSettled { .. } => ("not settled", None),
+            Self::Cache(_) => ("cache failed", None),
+            #[cfg(feature = "tokio")]
+            Self::NoRuntime => ("no runtime", None),
+            Self::NoThread { .. } => ("no thread", None),
+        }
+    }
+
     /// A refresh ended without saying how.
     pub(super) fn unexplained() -> Self {
         Self::Unavailable { retry_after: Duration::ZERO, cause: None }

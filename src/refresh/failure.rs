@@ -87,6 +87,16 @@ const INVALID_GRANT: &str = "invalid_grant";
 const BAD_TOKEN: &str = "bad_token";
 
 impl RefreshFailure {
+    /// A word for the outcome of a call, and the error code that the server sent, if it sent one.
+    pub(super) fn outcome(&self) -> (&'static str, Option<&str>) {
+        match &self.0 {
+            Reason::Rejected(rejection) => ("rejected", Some(&rejection.error)),
+            Reason::Refused { error } => ("refused", Some(error)),
+            Reason::Transient { .. } => ("transient", None),
+            Reason::Unexplained { .. } => ("refused without a code", None),
+        }
+    }
+
     /// The server rejected the refresh token, with this error code: `invalid_grant`, or one by which it
     /// asks for the user, such as `interaction_required`.
     ///

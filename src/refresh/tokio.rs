@@ -24,6 +24,7 @@ use super::step::{Called, Outcome};
 use super::{AcquireError, AcquireRequest, Acquired, RefreshFailure, RefreshGuard};
 use crate::cache::{RefreshTokenQuery, TokenResponse};
 use crate::deadline::{self, InLane, Lane};
+use crate::trace;
 use crate::workers::{self, Timer};
 
 pub(super) async fn acquire<F, R>(
@@ -208,10 +209,11 @@ where
             return self.go_on(next);
         };
         drop(entered);
+        let trace = self.driver.trace.clone();
         let slot = Arc::new(Mutex::new(Some(self)));
         let answering = Answering { slot: Arc::clone(&slot) };
         let task = runtime.spawn(async move {
-            let called = tokio::time::timeout(within, NoPanic(Box::pin(future))).await;
+            let called = tokio::time::timeout(within, NoPanic(Box::pin(future), trace)).await;
             answering.answered(match called {
                 Ok(Ok(answer)) => Called::Answered(answer.map(|tokens| tokens.map(Box::new))),
                 Ok(Err(Panicked)) => Called::Lost("the call panicked"),
@@ -303,12 +305,13 @@ where
 struct Panicked;
 
 /// A future whose panics are an error: what a panic says may be anything, a secret too.
-struct NoPanic<R>(Pin<Box<R>>);
+struct NoPanic<R>(Pin<Box<R>>, trace::Refresh);
 
 impl<R: Future> Future for NoPanic<R> {
     type Output = Result<R::Output, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let _span = self.1.enter();
         match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),

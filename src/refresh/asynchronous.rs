@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::{Call, MintCall};
-use super::credential::{Credential, Purpose};
+use super::driver::registry::Registry;
+use super::driver::source::Source;
+use super::driver::tokio::{acquire, guard, settle};
 use super::once::Search;
-use super::registry::Registry;
-use super::source::Source;
+use super::plan::credential::{Credential, Purpose};
 use super::synchronous::for_application;
-use super::tokio::{acquire, guard, settle};
 use super::{AcquireError, AcquireRequest, Acquired, OnceRequest, RefreshCall, RefreshFailure, RefreshGuard};
 use crate::cache::{IdToken, RefreshTokenQuery, TokenCache, TokenResponse};
 use crate::persisted::PersistedTokenCache;

@@ -1,24 +1,36 @@
 //! What both drivers do: the steps of a plan that read, save and take leases.
 
+pub(super) mod blocking;
+pub(super) mod caller;
+pub(super) mod lease;
+#[cfg(all(test, tokenseal_model))]
+mod model;
+pub(super) mod registry;
+pub(super) mod single_flight;
+pub(super) mod source;
+pub(super) mod status_file;
+#[cfg(feature = "tokio")]
+pub(super) mod tokio;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::call::Call;
 use super::error::AcquireError;
-use super::lease::{Home, Lease};
-use super::look::Wanted;
-use super::names::{FlightKey, LeaseName};
+use super::plan::look::Wanted;
+use super::plan::names::{FlightKey, LeaseName};
+use super::plan::step::{Called, Outcome, Read, Step};
 use super::plan::{Plan, early_pause};
-use super::registry::Registry;
 use super::request::TokenSource;
-use super::single_flight::Leader;
-use super::source::Source;
-use super::step::{Called, Outcome, Read, Step};
 use crate::deadline;
 #[cfg(feature = "tokio")]
 use crate::deadline::{InLane, Lane};
 use crate::persisted::Error;
 use crate::trace;
+use lease::{Home, Lease};
+use registry::Registry;
+use single_flight::Leader;
+use source::Source;
 
 /// How long those who ask for a token wait for it.
 #[derive(Debug, Clone, Copy)]

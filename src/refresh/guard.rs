@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::driver::lease::Lease;
+use super::driver::registry::Registry;
+use super::driver::source::Source;
 use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Reason, RefreshFailure};
-use super::lease::Lease;
-use super::look::SEVERAL_ISSUERS;
-use super::names::{RequestId, TokenMark, lease_name};
-use super::refusal::Verdict;
-use super::registry::Registry;
-use super::source::Source;
+use super::plan::look::SEVERAL_ISSUERS;
+use super::plan::names::{RequestId, TokenMark, lease_name};
+use super::plan::refusal::Verdict;
 use crate::cache::{
     Account, Added, CacheError, ErrorResponse, RefreshToken, RefreshTokenQuery, TokenResponse,
 };

@@ -23,36 +23,16 @@
 
 #[cfg(feature = "tokio")]
 mod asynchronous;
-mod back_off;
-mod blocking;
 mod call;
-mod caller;
-mod credential;
 mod driver;
 mod error;
 mod failure;
-mod freshness;
 mod guard;
-mod held;
-mod lease;
-mod look;
 mod meaning;
-#[cfg(all(test, tokenseal_model))]
-mod model;
-mod names;
 mod once;
-mod pending;
 mod plan;
-mod refusal;
-mod registry;
 mod request;
-mod single_flight;
-mod source;
-mod status;
-mod step;
 mod synchronous;
-#[cfg(feature = "tokio")]
-mod tokio;
 
 pub use call::{MintCall, RefreshCall};
 pub use error::{AcquireError, FailedCall, SignInReason};

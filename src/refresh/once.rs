@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::credential::{Once, Purpose};
+use super::driver::registry::Registry;
+use super::driver::source::Source;
 use super::error::AcquireError;
-use super::pending::overlaid;
-use super::registry::Registry;
+use super::plan::credential::{Once, Purpose};
+use super::plan::pending::overlaid;
 use super::request::AcquireRequest;
-use super::source::Source;
 use crate::cache::{AccessTokenQuery, TokenCache};
 
 /// How long to wait, unless the request says otherwise: a user may be signing in.

@@ -8,25 +8,36 @@
 //!                    └────────┴───────┘ another refresh token, or another try
 //! ```
 
+pub(super) mod back_off;
+pub(super) mod credential;
+pub(super) mod freshness;
+pub(super) mod held;
+pub(super) mod look;
+pub(super) mod names;
+pub(super) mod pending;
+pub(super) mod refusal;
+pub(super) mod status;
+pub(super) mod step;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use super::call::{Call, Request};
-use super::credential::{Credential, Purpose};
 use super::error::{AcquireError, FailedCall, SignInReason};
 use super::failure::{Cause, Reason, RefreshFailure, Rejection};
-use super::held::Held;
-use super::look::{Candidate, Look, Wanted};
-use super::names::TokenMark;
-use super::pending::overlaid;
-use super::refusal::Verdict;
 use super::request::{Acquired, TokenSource};
-use super::step::{Called, Leftover, Outcome, Read, Step};
 use crate::cache::{
     CacheError, ErrorResponse, Life, RefreshToken, TokenCache, TokenResponse, token_endpoint_of,
 };
 use crate::secret::Secret;
+use credential::{Credential, Purpose};
+use held::Held;
+use look::{Candidate, Look, Wanted};
+use names::TokenMark;
+use pending::overlaid;
+use refusal::Verdict;
+use step::{Called, Leftover, Outcome, Read, Step};
 
 /// How long after an early refresh that was in vain the next one is tried, unless the server says.
 const EARLY_PAUSE: Duration = Duration::from_secs(1);

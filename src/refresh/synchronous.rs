@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::blocking;
 use super::call::Call;
-use super::credential::{Credential, Purpose};
+use super::driver::blocking;
+use super::driver::registry::Registry;
+use super::driver::source::Source;
 use super::once::Search;
-use super::registry::Registry;
-use super::source::Source;
+use super::plan::credential::{Credential, Purpose};
 use super::{
     AcquireError, AcquireRequest, Acquired, MintCall, OnceRequest, RefreshCall, RefreshFailure, RefreshGuard,
 };

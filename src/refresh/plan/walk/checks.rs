@@ -3,7 +3,7 @@
 use super::super::{Outcome, State};
 use super::world::{Caller, Todo, Token, World, number, number_of_row, text};
 use crate::refresh::error::{AcquireError, SignInReason};
-use crate::refresh::pending::Pending;
+use crate::refresh::plan::pending::Pending;
 use crate::refresh::request::TokenSource;
 
 impl World {

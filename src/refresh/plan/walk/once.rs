@@ -9,16 +9,16 @@ use std::time::Duration;
 use super::super::{Called, Fault, Outcome, Plan, Read, Step};
 use super::world::{save, time};
 use crate::cache::{TokenCache, TokenResponse};
-use crate::refresh::back_off::unix_millis;
-use crate::refresh::credential::{Once, Purpose};
 use crate::refresh::error::AcquireError;
 use crate::refresh::failure::RefreshFailure;
-use crate::refresh::held::Held;
-use crate::refresh::look::{Means, Wanted};
-use crate::refresh::names::{LeaseName, RequestId};
 use crate::refresh::once::OnceRequest;
-use crate::refresh::pending::Pending;
-use crate::refresh::status::Status;
+use crate::refresh::plan::back_off::unix_millis;
+use crate::refresh::plan::credential::{Once, Purpose};
+use crate::refresh::plan::held::Held;
+use crate::refresh::plan::look::{Means, Wanted};
+use crate::refresh::plan::names::{LeaseName, RequestId};
+use crate::refresh::plan::pending::Pending;
+use crate::refresh::plan::status::Status;
 
 const NOW: u64 = 10;
 

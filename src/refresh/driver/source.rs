@@ -9,13 +9,13 @@ use crate::shared::SharedTokenCache;
 use crate::store::StoreError;
 
 #[derive(Debug, Clone)]
-pub(super) enum Source {
+pub(crate) enum Source {
     File(PersistedTokenCache),
     Memory(SharedTokenCache),
 }
 
 impl Source {
-    pub(super) fn read<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
         match self {
             Self::File(cache) => cache.read(look),
             Self::Memory(cache) => cache.read(look),
@@ -23,7 +23,7 @@ impl Source {
     }
 
     /// As [`read`](Self::read), and waits for others until the deadline only; a moment for what is free.
-    pub(super) fn read_by<T>(
+    pub(crate) fn read_by<T>(
         &self,
         deadline: Instant,
         look: impl FnOnce(&TokenCache) -> T,
@@ -35,7 +35,7 @@ impl Source {
     }
 
     /// As [`read`](Self::read), but never waits; `None` if it would have to.
-    pub(super) fn read_if_current<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<Option<T>, Error> {
+    pub(crate) fn read_if_current<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<Option<T>, Error> {
         match self {
             Self::File(cache) => cache.read_if_current(look),
             Self::Memory(_) => self.read(look).map(Some),
@@ -43,14 +43,14 @@ impl Source {
     }
 
     /// As [`read`](Self::read), of what is in memory, however old. Never waits.
-    pub(super) fn read_in_memory<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
+    pub(crate) fn read_in_memory<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
         match self {
             Self::File(cache) => Ok(cache.read_in_memory(look)),
             Self::Memory(_) => self.read(look),
         }
     }
 
-    pub(super) fn update<T>(
+    pub(crate) fn update<T>(
         &self,
         change: impl FnOnce(&mut TokenCache) -> Result<T, CacheError>,
     ) -> Result<T, Error> {
@@ -61,7 +61,7 @@ impl Source {
     }
 
     /// Fails inside a change of the cache by this thread, where waiting for anybody would be in vain.
-    pub(super) fn check_not_in_hand(&self) -> Result<(), Error> {
+    pub(crate) fn check_not_in_hand(&self) -> Result<(), Error> {
         match self {
             Self::File(cache) if cache.store().is_locked_by_this_thread() => {
                 Err(StoreError::Nested { path: cache.path().to_owned() }.into())

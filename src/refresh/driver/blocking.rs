@@ -4,23 +4,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use super::call::Call;
 use super::caller::{Caller, Step};
-use super::credential::{Credential, Purpose};
-use super::driver::{Driver, Next};
-use super::error::AcquireError;
-use super::failure::RefreshFailure;
 use super::registry::Registry;
-use super::request::{AcquireRequest, Acquired};
 use super::source::Source;
-use super::step::Called;
 use crate::cache::TokenResponse;
+use crate::refresh::call::Call;
+use crate::refresh::driver::{Driver, Next};
+use crate::refresh::error::AcquireError;
+use crate::refresh::failure::RefreshFailure;
+use crate::refresh::plan::credential::{Credential, Purpose};
+use crate::refresh::plan::step::Called;
+use crate::refresh::request::{AcquireRequest, Acquired};
 
 /// More stack than the work of a refresh was seen to use, the caller's function apart.
 const STACK: usize = 64 * 1024;
 
 /// Acquires what is asked for: at once, as a follower, or by leading a refresh.
-pub(super) fn acquire<F>(
+pub(crate) fn acquire<F>(
     source: &Source,
     registry: impl FnOnce() -> Arc<Registry>,
     request: AcquireRequest<'_>,
@@ -62,7 +62,7 @@ where
 }
 
 /// Goes on with a refresh to its end.
-pub(super) fn drive<F>(mut driver: Driver, mut call: F)
+pub(crate) fn drive<F>(mut driver: Driver, mut call: F)
 where
     F: FnMut(Call) -> Result<Option<TokenResponse>, RefreshFailure>,
 {

@@ -10,12 +10,12 @@ use crate::cache::{AccessToken, AccessTokenQuery, Account, RefreshToken, Refresh
 /// Names a refresh token without its secret: by its environment, its account, and its family or else
 /// its client. 32 hexadecimal digits, for a file name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct LeaseName(String);
+pub(crate) struct LeaseName(String);
 
 impl LeaseName {
     /// `environment` as the cache has it, not one name for all aliases: which hosts are aliases is up to
     /// each handle, and all must find the same lock.
-    pub(super) fn new(
+    pub(crate) fn new(
         environment: &str,
         home_account_id: &str,
         family_id: Option<&str>,
@@ -27,17 +27,17 @@ impl LeaseName {
         Self(digest(parts.map(str::as_bytes)))
     }
 
-    pub(super) fn of(token: &RefreshToken) -> Self {
+    pub(crate) fn of(token: &RefreshToken) -> Self {
         let owner = token.home_account_id().unwrap_or_default();
         Self::new(token.environment(), owner, token.family_id(), token.client_id())
     }
 
     /// Names what is done once for a request that needs no refresh token.
-    pub(super) fn of_mint(request: &RequestId) -> Self {
+    pub(crate) fn of_mint(request: &RequestId) -> Self {
         Self(digest(["tokenseal mint 1", request.as_str()].map(str::as_bytes)))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -46,10 +46,10 @@ impl LeaseName {
 /// secret: the row that it stands in, and when that was last modified. A sign-in always changes it; a
 /// rotation does too, and what is known goes over to the new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TokenMark(String);
+pub(crate) struct TokenMark(String);
 
 impl TokenMark {
-    pub(super) fn of(token: &RefreshToken) -> Self {
+    pub(crate) fn of(token: &RefreshToken) -> Self {
         let scopes: Vec<&str> = token.scopes().collect();
         let issuer = token.issuer.as_deref().unwrap_or_default();
         let row = digest([token.client_id(), issuer, &scopes.join(" ")].map(str::as_bytes));
@@ -57,34 +57,34 @@ impl TokenMark {
     }
 
     /// That of no refresh token.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self("none".to_owned())
     }
 
     /// As it was written; a text without blanks.
-    pub(super) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         Self(text.to_owned())
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Whether what is known of this token is known of `other`: of the same one, or of an older one in the same
     /// row. Somebody may see that while a newer one is not saved yet.
-    pub(super) fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         self == other || self.is_of_row(other) && self.is_as_late_as(other)
     }
 
     /// Whether a token was in the cache already when this one was: of whatever row, no sign-in has come between.
-    pub(super) fn is_as_late_as(&self, other: &Self) -> bool {
+    pub(crate) fn is_as_late_as(&self, other: &Self) -> bool {
         let time = |mark: &Self| mark.0.split_once('.').and_then(|(time, _)| time.parse::<i64>().ok());
         let is_older = || Some(time(other)? <= time(self)?);
         self == other || is_older().unwrap_or(false)
     }
 
     /// Whether it is of the same row, at whatever time.
-    pub(super) fn is_of_row(&self, other: &Self) -> bool {
+    pub(crate) fn is_of_row(&self, other: &Self) -> bool {
         let row = |mark: &Self| mark.0.rsplit_once('.').map(|(_, row)| row.to_owned());
         row(self) == row(other)
     }
@@ -92,21 +92,21 @@ impl TokenMark {
 
 /// What a flight is for: a request. One that passes what is remembered does not wait for one that heeds it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct FlightKey {
-    pub(super) request: RequestId,
-    pub(super) needs_refresh_token: bool,
-    pub(super) tries_now: bool,
+pub(crate) struct FlightKey {
+    pub(crate) request: RequestId,
+    pub(crate) needs_refresh_token: bool,
+    pub(crate) tries_now: bool,
     /// The access token that is to be replaced, by its digest: who has a use for it does not wait for one who
     /// has not.
-    pub(super) replaces: Option<String>,
+    pub(crate) replaces: Option<String>,
 }
 
 /// Names what is asked for: whoever asks for the same takes the same flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct RequestId(String);
+pub(crate) struct RequestId(String);
 
 impl RequestId {
-    pub(super) fn new(
+    pub(crate) fn new(
         purpose: &Purpose,
         query: &AccessTokenQuery,
         family_id: Option<&str>,
@@ -143,17 +143,17 @@ impl RequestId {
     }
 
     /// What a guard's holder asks for, whatever it is.
-    pub(super) fn of_guard(query: &RefreshTokenQuery) -> Self {
+    pub(crate) fn of_guard(query: &RefreshTokenQuery) -> Self {
         Self(digest(["tokenseal guard 1", &query.client_id].map(str::as_bytes)))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 /// What to look for to find the refresh token for a request.
-pub(super) fn refresh_token_query(
+pub(crate) fn refresh_token_query(
     query: &AccessTokenQuery,
     account: &Account,
     family_id: Option<&str>,
@@ -166,7 +166,7 @@ pub(super) fn refresh_token_query(
 }
 
 /// The name of the refresh token that a client would use, or would have.
-pub(super) fn lease_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> LeaseName {
+pub(crate) fn lease_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> LeaseName {
     if let Some(token) = cache.find_refresh_token(wanted) {
         return LeaseName::of(&token);
     }
@@ -175,7 +175,7 @@ pub(super) fn lease_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> Leas
 }
 
 /// Names an access token, within this process.
-pub(super) fn access_token_name(token: &AccessToken) -> String {
+pub(crate) fn access_token_name(token: &AccessToken) -> String {
     digest(["tokenseal access token 1", token.expose()].map(str::as_bytes))
 }
 

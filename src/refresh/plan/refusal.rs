@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::back_off::{self, FIRST, LONGEST, LONGEST_OBEYED, milliseconds};
-use super::error::{AcquireError, SignInReason};
-use super::failure::Rejection;
 use super::names::{RequestId, TokenMark};
+use crate::refresh::error::{AcquireError, SignInReason};
+use crate::refresh::failure::Rejection;
 
 /// How long an answer counts by which the server refused a request and left the token alive, at first (as
 /// in MSAL) and at the most. Each one in a row doubles it.
@@ -17,20 +17,20 @@ const UNTIL_SIGN_IN: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// An answer to one request, which need not be asked for again until a point in time.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     /// Unix milliseconds.
-    pub(super) at: u64,
-    pub(super) until: u64,
+    pub(crate) at: u64,
+    pub(crate) until: u64,
     /// How many came in a row.
-    pub(super) times: u32,
-    pub(super) request: String,
+    pub(crate) times: u32,
+    pub(crate) request: String,
     /// The refresh token that was sent: of another, nothing is known.
-    pub(super) mark: TokenMark,
-    pub(super) verdict: Verdict,
+    pub(crate) mark: TokenMark,
+    pub(crate) verdict: Verdict,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// The user is needed, and the refresh token is alive.
     Rejected(Rejection),
     /// The answer was about another user.
@@ -55,7 +55,7 @@ pub(super) enum Verdict {
 
 impl Refusal {
     /// Another refusal of a request, after those of `before`.
-    pub(super) fn after<'a>(
+    pub(crate) fn after<'a>(
         before: impl IntoIterator<Item = &'a Self>,
         request: &RequestId,
         mark: &TokenMark,
@@ -84,7 +84,7 @@ impl Refusal {
     }
 
     /// How long the same request, with the same token, need not be made again.
-    pub(super) fn remaining(&self, request: &RequestId, mark: &TokenMark, now: u64) -> Option<Duration> {
+    pub(crate) fn remaining(&self, request: &RequestId, mark: &TokenMark, now: u64) -> Option<Duration> {
         // A clock that was set back must not lock anybody out, nor must a status that is wrong.
         let longest = match self.verdict {
             Verdict::OtherUser => UNTIL_SIGN_IN,
@@ -96,7 +96,7 @@ impl Refusal {
     }
 
     /// Whether it is worth remembering: another one now would be one in a row.
-    pub(super) fn is_in_a_row(&self, now: u64) -> bool {
+    pub(crate) fn is_in_a_row(&self, now: u64) -> bool {
         let wait = self.until.saturating_sub(self.at);
         (self.at..self.until.saturating_add(wait).saturating_add(1_000)).contains(&now)
     }
@@ -104,7 +104,7 @@ impl Refusal {
 
 impl Verdict {
     /// What it means for whoever asks again.
-    pub(super) fn into_error(self, retry_after: Duration) -> AcquireError {
+    pub(crate) fn into_error(self, retry_after: Duration) -> AcquireError {
         match self {
             Self::Rejected(rejection) => rejection.into(),
             Self::OtherUser => AcquireError::sign_in(SignInReason::OtherUser),
@@ -131,7 +131,7 @@ impl From<Rejection> for AcquireError {
 mod tests {
     use super::*;
     use crate::cache::{AccessTokenQuery, Account};
-    use crate::refresh::credential::Purpose;
+    use crate::refresh::plan::credential::Purpose;
 
     const NOW: u64 = 1_700_000_000_000;
 

@@ -11,23 +11,23 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::call::Call;
 use super::caller::{Caller, Step};
-use super::credential::{Credential, Purpose};
-use super::driver::{Driver, Next};
 use super::lease::Home;
-use super::names::{LeaseName, lease_name};
 use super::registry::Registry;
 use super::single_flight::{Flight, Patience, Waited, Waiting};
 use super::source::Source;
-use super::step::{Called, Outcome};
-use super::{AcquireError, AcquireRequest, Acquired, RefreshFailure, RefreshGuard};
 use crate::cache::{RefreshTokenQuery, TokenResponse};
 use crate::deadline::{self, InLane, Lane};
+use crate::refresh::call::Call;
+use crate::refresh::driver::{Driver, Next};
+use crate::refresh::plan::credential::{Credential, Purpose};
+use crate::refresh::plan::names::{LeaseName, lease_name};
+use crate::refresh::plan::step::{Called, Outcome};
+use crate::refresh::{AcquireError, AcquireRequest, Acquired, RefreshFailure, RefreshGuard};
 use crate::trace;
 use crate::workers::{self, Timer};
 
-pub(super) async fn acquire<F, R>(
+pub(crate) async fn acquire<F, R>(
     source: &Source,
     registry: impl FnOnce() -> Arc<Registry>,
     request: AcquireRequest<'_>,
@@ -322,7 +322,7 @@ impl<R: Future> Future for NoPanic<R> {
 /// How often somebody who waits for all refreshes looks whether they have ended.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
-pub(super) async fn settle(
+pub(crate) async fn settle(
     source: &Source,
     registry: &Arc<Registry>,
     within: Duration,
@@ -343,7 +343,7 @@ pub(super) async fn settle(
     settled.await.unwrap_or_else(|_| Err(AcquireError::unexplained()))
 }
 
-pub(super) async fn guard(
+pub(crate) async fn guard(
     source: Source,
     registry: Arc<Registry>,
     query: RefreshTokenQuery,

@@ -3,27 +3,27 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::credential::{Credential, Purpose};
-use super::driver::{self, Driver};
-use super::error::{AcquireError, SignInReason};
 use super::lease::Home;
-use super::look::{Means, Wanted};
-use super::names::{FlightKey, RequestId, access_token_name};
-use super::pending::{Pending, overlaid};
 use super::registry::Registry;
-use super::request::{AcquireRequest, Acquired, TokenSource};
 use super::single_flight::{Flight, Joined, Patience, Waited};
 use super::source::Source;
-use super::step::{Leftover, Outcome};
 use crate::cache::{AccessToken, Account, Life, TokenCache};
 use crate::deadline;
+use crate::refresh::driver::{self, Driver};
+use crate::refresh::error::{AcquireError, SignInReason};
+use crate::refresh::plan::credential::{Credential, Purpose};
+use crate::refresh::plan::look::{Means, Wanted};
+use crate::refresh::plan::names::{FlightKey, RequestId, access_token_name};
+use crate::refresh::plan::pending::{Pending, overlaid};
+use crate::refresh::plan::step::{Leftover, Outcome};
+use crate::refresh::request::{AcquireRequest, Acquired, TokenSource};
 use crate::secret::Secret;
 
 /// How long a leader's own work may take before its call begins: to read the cache, to take a free lock.
 const OWN_WORK: Duration = Duration::from_millis(500);
 
 /// What a caller is to do.
-pub(super) enum Step {
+pub(crate) enum Step {
     Done(Result<Acquired<Credential>, AcquireError>),
     Wait(Arc<Flight<Outcome>>),
 }
@@ -52,7 +52,7 @@ fn look(source: &Source, request: &AcquireRequest<'_>, purpose: &Purpose) -> Res
     })
 }
 
-pub(super) struct Caller<'a> {
+pub(crate) struct Caller<'a> {
     source: &'a Source,
     registry: Arc<Registry>,
     request: AcquireRequest<'a>,
@@ -67,7 +67,7 @@ pub(super) struct Caller<'a> {
 
 impl<'a> Caller<'a> {
     /// Takes the token that need not be refreshed, if there is one.
-    pub(super) fn new(
+    pub(crate) fn new(
         source: &'a Source,
         registry: impl FnOnce() -> Arc<Registry>,
         request: AcquireRequest<'a>,
@@ -108,7 +108,7 @@ impl<'a> Caller<'a> {
         }))
     }
 
-    pub(super) fn patience(&self) -> Patience {
+    pub(crate) fn patience(&self) -> Patience {
         // The patience of a leader is with others, whom its own refresh waits for until the deadline.
         let deadline = if self.has_led { self.begin_by() } else { self.deadline };
         Patience { deadline, call_timeout: self.request.call_timeout, is_leader: self.has_led }
@@ -124,7 +124,7 @@ impl<'a> Caller<'a> {
 
     /// Joins the flight for this request; if there is none, has `lead` begin one. An early refresh makes
     /// nobody wait.
-    pub(super) fn join(&mut self, lead: impl FnOnce(Driver) -> Result<(), AcquireError>) -> Step {
+    pub(crate) fn join(&mut self, lead: impl FnOnce(Driver) -> Result<(), AcquireError>) -> Step {
         let due = self.due.take();
         let still_valid =
             |token, failure| Step::Done(Ok(Acquired::instead(token, TokenSource::StillValid, failure)));
@@ -184,7 +184,7 @@ impl<'a> Caller<'a> {
     }
 
     /// What an outcome means for this caller; `None` if it must try again.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &mut self,
         waited: Waited<Outcome>,
     ) -> Option<Result<Acquired<Credential>, AcquireError>> {

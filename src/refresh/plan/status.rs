@@ -1,25 +1,22 @@
-//! What is written beside a lock file: who holds it, and what the last call said. Best effort: no
+//! What processes tell each other beside a lease: who holds it, and what the last calls said. Best effort: no
 //! promise rests on it, and what cannot be read counts as not there.
 
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 
 use super::back_off::BackOff;
-use super::failure::Rejection;
 use super::names::TokenMark;
 use super::refusal::{Refusal, Verdict};
 use crate::cache::code;
-use crate::private_file;
+use crate::refresh::failure::Rejection;
 use crate::secret::Secret;
 
 /// The first line. Other versions of the crate read what they understand.
 const FIRST_LINE: &str = "tokenseal refresh 2";
 
 /// More than a status is ever long.
-const LONGEST: u64 = 1024 * 1024;
+pub(crate) const LONGEST: u64 = 1024 * 1024;
 
 /// How many refusals are remembered: the newest.
 const MOST_REFUSALS: usize = 512;
@@ -28,17 +25,17 @@ const MOST_REFUSALS: usize = 512;
 const MOST_GRANTED: usize = 512;
 
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Status {
+pub(crate) struct Status {
     /// The process that holds the lock.
-    pub(super) holder: Option<u32>,
-    pub(super) back_off: Option<BackOff>,
-    pub(super) refusals: Vec<Refusal>,
+    pub(crate) holder: Option<u32>,
+    pub(crate) back_off: Option<BackOff>,
+    pub(crate) refusals: Vec<Refusal>,
 }
 
 impl Status {
     /// What is to be believed of what could not be written and what was: what could not be is newer, unless
     /// somebody else has failed since.
-    pub(super) fn newer_of(unwritten: Option<Self>, written: Self) -> Self {
+    pub(crate) fn newer_of(unwritten: Option<Self>, written: Self) -> Self {
         let newest = |status: &Self| {
             let refused_at = status.refusals.iter().map(|refusal| refusal.at).max();
             status.back_off.as_ref().map(|back_off| back_off.failed_at).max(refused_at)
@@ -47,12 +44,12 @@ impl Status {
     }
 
     /// Whether there is nothing that others should know when the lock is free.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.back_off.is_none() && self.refusals.is_empty()
     }
 
     /// Remembers a refusal instead of what was known of the same request.
-    pub(super) fn refuse(&mut self, refusal: Refusal) {
+    pub(crate) fn refuse(&mut self, refusal: Refusal) {
         self.forget(&refusal.request);
         self.refusals.push(refusal);
         let oldest = self.refusals.len().saturating_sub(MOST_REFUSALS);
@@ -60,51 +57,31 @@ impl Status {
     }
 
     /// Forgets what counts no more.
-    pub(super) fn forget_what_is_over(&mut self, now: u64) {
+    pub(crate) fn forget_what_is_over(&mut self, now: u64) {
         self.back_off.take_if(|back_off| !back_off.is_in_a_row(now));
         self.refusals.retain(|refusal| refusal.is_in_a_row(now));
     }
 
     /// Whether nothing in it counts any more.
-    pub(super) fn is_over(&self, now: u64) -> bool {
+    pub(crate) fn is_over(&self, now: u64) -> bool {
         let mut rest = self.clone();
         rest.forget_what_is_over(now);
         rest.is_empty()
     }
 
     /// What is known of a refresh token goes over to the one that it was rotated to.
-    pub(super) fn carry(&mut self, from: &TokenMark, to: &TokenMark) {
+    pub(crate) fn carry(&mut self, from: &TokenMark, to: &TokenMark) {
         for refusal in self.refusals.iter_mut().filter(|refusal| refusal.mark == *from) {
             refusal.mark = to.clone();
         }
     }
 
     /// Forgets what is known of a request.
-    pub(super) fn forget(&mut self, request: &str) {
+    pub(crate) fn forget(&mut self, request: &str) {
         self.refusals.retain(|known| known.request != request);
     }
 
-    pub(super) fn read(path: &Path) -> Self {
-        let Ok(Some(file)) = private_file::open(path) else { return Self::default() };
-        let mut text = String::new();
-        file.take(LONGEST).read_to_string(&mut text).map_or_else(|_| Self::default(), |_| Self::parse(&text))
-    }
-
-    /// Replaces the file, which the lock must be held for.
-    pub(super) fn write(&self, path: &Path) -> std::io::Result<()> {
-        let temporary = temporary(path);
-        // Of a process that was killed just here.
-        let _ = private_file::remove(&temporary);
-        let mut file = private_file::create_new(&temporary).map_err(std::io::Error::other)?;
-        let written =
-            file.write_all(self.to_text().as_bytes()).and_then(|()| private_file::rename(&temporary, path));
-        if written.is_err() {
-            let _ = private_file::remove(&temporary);
-        }
-        written
-    }
-
-    pub(super) fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{FIRST_LINE}\n");
         let mut line =
             |line: std::fmt::Arguments<'_>| writeln!(text, "{line}").expect("a String takes everything");
@@ -128,7 +105,7 @@ impl Status {
         text
     }
 
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut status = Self::default();
         let mut lines = text.lines();
         if lines.next() != Some(FIRST_LINE) {
@@ -214,21 +191,9 @@ fn verdict(kind: &str, said: &[&str]) -> Option<Verdict> {
     })
 }
 
-/// Removes a status, which the lock must be held for.
-pub(super) fn remove(path: &Path) {
-    let _ = private_file::remove(path);
-}
-
-/// One name for each status: what a killed process leaves, the next one removes.
-fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.tmp"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     fn refusal(request: &str, verdict: Verdict) -> Refusal {
         let mark = TokenMark::parse("-6.0a1b2c3d");
@@ -268,18 +233,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("x@y.refresh.status");
-        assert_eq!(Status::read(&path), Status::default());
-        let status = full();
-        status.write(&path).unwrap();
-        assert_eq!(Status::read(&path), status);
-        // What a killed process left does not hinder the next one, and no other litter is made.
-        fs::write(temporary(&path), "half").unwrap();
-        status.write(&path).unwrap();
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-        remove(&path);
-        assert_eq!(Status::read(&path), Status::default());
+        assert_eq!(Status::parse(&full().to_text()), full());
     }
 
     #[test]
@@ -331,9 +285,5 @@ mod tests {
             full().to_text()
         );
         assert_eq!(Status::parse(&newer), full());
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("note");
-        fs::write(&path, vec![0xff; 100_000]).unwrap();
-        assert_eq!(Status::read(&path), Status::default());
     }
 }

@@ -12,7 +12,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 
 /// Whether the server asked for a refresh by now (`refresh_in`). Each process counts from a moment of
 /// its own a little later, so that not all come at once.
-pub(super) fn is_due(token: &AccessToken, query: &AccessTokenQuery) -> bool {
+pub(crate) fn is_due(token: &AccessToken, query: &AccessTokenQuery) -> bool {
     let Some(refresh_on) = token.refresh_on() else { return false };
     let now = query.now.unwrap_or_else(SystemTime::now);
     refresh_on <= now && refresh_on + delay(token, refresh_on) <= now

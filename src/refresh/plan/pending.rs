@@ -9,7 +9,7 @@ use crate::secret::Secret;
 
 /// Changes that are not saved yet, in the order in which they were made. A clone shares them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Pending {
+pub(crate) struct Pending {
     changes: Vec<Change>,
     /// Why the last save failed.
     failure: Option<Arc<Error>>,
@@ -28,27 +28,27 @@ enum Change {
 }
 
 impl Pending {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
     /// Whether anything would be lost if the process ended now.
-    pub(super) fn is_at_risk(&self) -> bool {
+    pub(crate) fn is_at_risk(&self) -> bool {
         self.changes.iter().any(|change| matches!(change, Change::Renew(_) | Change::Retire(_)))
     }
 
     /// Whether the refresh token in the cache has been used already.
-    pub(super) fn has_renewed_tokens(&self) -> bool {
+    pub(crate) fn has_renewed_tokens(&self) -> bool {
         self.changes.iter().any(|change| matches!(change, Change::Renew(answer) if answer.rotates()))
     }
 
     /// Why nothing could be saved.
-    pub(super) fn failure(&self) -> Option<Arc<Error>> {
+    pub(crate) fn failure(&self) -> Option<Arc<Error>> {
         self.failure.clone()
     }
 
     /// The refresh tokens that must not be sent any more, whatever the cache says.
-    pub(super) fn spent(&self) -> impl Iterator<Item = Secret> {
+    pub(crate) fn spent(&self) -> impl Iterator<Item = Secret> {
         self.changes.iter().filter_map(|change| match change {
             // Some servers never rotate: what was sent is what is to be sent again.
             Change::Renew(answer) | Change::KeepInMemory(answer) => {
@@ -59,21 +59,21 @@ impl Pending {
         })
     }
 
-    pub(super) fn renew(&mut self, answer: Arc<TokenResponse>) {
+    pub(crate) fn renew(&mut self, answer: Arc<TokenResponse>) {
         self.changes.push(Change::Renew(answer));
     }
 
-    pub(super) fn mint(&mut self, answer: Arc<TokenResponse>, knew_account: bool) {
+    pub(crate) fn mint(&mut self, answer: Arc<TokenResponse>, knew_account: bool) {
         self.changes.push(Change::Mint(answer, knew_account));
     }
 
-    pub(super) fn retire(&mut self, token: RefreshToken) {
+    pub(crate) fn retire(&mut self, token: RefreshToken) {
         self.changes.push(Change::Retire(Arc::new(token)));
     }
 
     /// The refresh tokens that came.
     #[cfg(test)]
-    pub(super) fn refresh_tokens(&self) -> impl Iterator<Item = Secret> {
+    pub(crate) fn refresh_tokens(&self) -> impl Iterator<Item = Secret> {
         self.changes.iter().filter_map(|change| match change {
             Change::Renew(answer) | Change::KeepInMemory(answer) => {
                 answer.body.secret_of("refresh_token").ok().flatten()
@@ -84,7 +84,7 @@ impl Pending {
 
     /// For a walk through all states: what tells this one from another.
     #[cfg(test)]
-    pub(super) fn fingerprint(&self, to: &mut impl std::hash::Hasher) {
+    pub(crate) fn fingerprint(&self, to: &mut impl std::hash::Hasher) {
         use std::hash::Hash as _;
         self.failure.is_some().hash(to);
         for change in &self.changes {
@@ -97,7 +97,7 @@ impl Pending {
     }
 
     /// Makes the changes in `cache`. One that the cache does not take is left out, and is the error.
-    pub(super) fn apply(&self, cache: &mut TokenCache) -> Result<(), CacheError> {
+    pub(crate) fn apply(&self, cache: &mut TokenCache) -> Result<(), CacheError> {
         let mut result = Ok(());
         for change in &self.changes {
             match change {
@@ -128,7 +128,7 @@ impl Pending {
 
     /// Saves what there is to save, by `update`, which makes a change in the newest state of the cache and saves
     /// that. What cannot be saved stays.
-    pub(super) fn save(
+    pub(crate) fn save(
         &mut self,
         mut update: impl FnMut(&mut dyn FnMut(&mut TokenCache) -> Result<(), CacheError>) -> Result<(), Error>,
     ) {
@@ -172,7 +172,7 @@ fn knows_owner(cache: &TokenCache, answer: &TokenResponse) -> bool {
 }
 
 /// Shows the cache as it would be if everything were saved.
-pub(super) fn overlaid<'a, T>(
+pub(crate) fn overlaid<'a, T>(
     cache: &TokenCache,
     pending: impl IntoIterator<Item = &'a Pending>,
     look: impl FnOnce(&TokenCache) -> T,

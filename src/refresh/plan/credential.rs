@@ -11,7 +11,7 @@ use crate::secret::Secret;
 
 /// What a request is for.
 #[derive(Debug, Clone)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     /// An access token, by a refresh token.
     AccessToken,
     /// An id token, by a refresh token.
@@ -23,26 +23,26 @@ pub(super) enum Purpose {
 }
 
 #[derive(Clone)]
-pub(super) struct Once {
-    pub(super) name: String,
-    pub(super) is_done: Arc<dyn Fn(&TokenCache) -> bool + Send + Sync>,
+pub(crate) struct Once {
+    pub(crate) name: String,
+    pub(crate) is_done: Arc<dyn Fn(&TokenCache) -> bool + Send + Sync>,
 }
 
 /// A credential that was asked for, or that what was asked for is done.
 #[derive(Debug, Clone)]
-pub(super) enum Credential {
+pub(crate) enum Credential {
     AccessToken(AccessToken),
     IdToken(IdToken),
     Done,
 }
 
 impl Purpose {
-    pub(super) fn needs_refresh_token(&self) -> bool {
+    pub(crate) fn needs_refresh_token(&self) -> bool {
         matches!(self, Self::AccessToken | Self::IdToken)
     }
 
     /// Finds what is asked for, if it has this much life left and is not the token that was `refused`.
-    pub(super) fn find(
+    pub(crate) fn find(
         &self,
         cache: &TokenCache,
         query: &AccessTokenQuery,
@@ -59,7 +59,7 @@ impl Purpose {
     }
 
     /// Finds the very token with this secret, if it is what is asked for and has not expired.
-    pub(super) fn find_this(
+    pub(crate) fn find_this(
         &self,
         cache: &TokenCache,
         query: &AccessTokenQuery,
@@ -75,7 +75,7 @@ impl Purpose {
     }
 
     /// Returns when the token with this secret expires, in Unix seconds, under whatever scopes it is cached.
-    pub(super) fn expiry(&self, cache: &TokenCache, owner: &str, secret: &Secret) -> Option<i64> {
+    pub(crate) fn expiry(&self, cache: &TokenCache, owner: &str, secret: &Secret) -> Option<i64> {
         match self {
             Self::AccessToken | Self::Mint => cache.expiry_of_access_token(owner, secret),
             Self::IdToken => cache.expiry_of_id_token(owner, secret),
@@ -84,7 +84,7 @@ impl Purpose {
     }
 
     /// Returns the token of a response that is of the kind that is asked for.
-    pub(super) fn secret_of(&self, response: &TokenResponse) -> Option<Secret> {
+    pub(crate) fn secret_of(&self, response: &TokenResponse) -> Option<Secret> {
         match self {
             Self::AccessToken | Self::Mint => response.access_token(),
             Self::IdToken => response.id_token(),
@@ -93,7 +93,7 @@ impl Purpose {
     }
 
     /// Returns the verdict on a response without the token that was asked for.
-    pub(super) fn missing(&self) -> Verdict {
+    pub(crate) fn missing(&self) -> Verdict {
         match self {
             Self::AccessToken | Self::Mint => Verdict::NoAccessToken,
             Self::IdToken => Verdict::NoIdToken,
@@ -103,7 +103,7 @@ impl Purpose {
 }
 
 impl Credential {
-    pub(super) fn secret(&self) -> Option<Secret> {
+    pub(crate) fn secret(&self) -> Option<Secret> {
         match self {
             Self::AccessToken(token) => Some(token.secret()),
             Self::IdToken(token) => Some(token.secret()),
@@ -111,7 +111,7 @@ impl Credential {
         }
     }
 
-    pub(super) fn expires_on_seconds(&self) -> i64 {
+    pub(crate) fn expires_on_seconds(&self) -> i64 {
         match self {
             Self::AccessToken(token) => token.expires_on_seconds(),
             Self::IdToken(token) => token.expires_on_seconds().unwrap_or(0),
@@ -119,7 +119,7 @@ impl Credential {
         }
     }
 
-    pub(super) fn expires_on(&self) -> SystemTime {
+    pub(crate) fn expires_on(&self) -> SystemTime {
         match self {
             Self::AccessToken(token) => token.expires_on(),
             Self::IdToken(token) => token.expires_on().unwrap_or(SystemTime::UNIX_EPOCH),
@@ -128,7 +128,7 @@ impl Credential {
     }
 
     /// Until when it may still be served while the identity provider is out of reach.
-    pub(super) fn extended_expires_on(&self) -> SystemTime {
+    pub(crate) fn extended_expires_on(&self) -> SystemTime {
         match self {
             Self::AccessToken(token) => token.extended_expires_on(),
             Self::IdToken(_) | Self::Done => self.expires_on(),
@@ -136,16 +136,16 @@ impl Credential {
     }
 
     /// Whether the server asked for a refresh by now.
-    pub(super) fn is_due(&self, query: &AccessTokenQuery) -> bool {
+    pub(crate) fn is_due(&self, query: &AccessTokenQuery) -> bool {
         matches!(self, Self::AccessToken(token) if is_due(token, query))
     }
 
-    pub(super) fn into_access_token(self) -> AccessToken {
+    pub(crate) fn into_access_token(self) -> AccessToken {
         let Self::AccessToken(token) = self else { unreachable!("an access token was asked for") };
         token
     }
 
-    pub(super) fn into_id_token(self) -> IdToken {
+    pub(crate) fn into_id_token(self) -> IdToken {
         let Self::IdToken(token) = self else { unreachable!("an id token was asked for") };
         token
     }

@@ -8,15 +8,16 @@ use std::time::{Duration, SystemTime};
 use loom::thread;
 
 use super::blocking::drive;
-use super::call::Call;
 use super::caller::{Caller, Step};
 use super::registry::Registry;
-use super::request::AcquireRequest;
 use super::single_flight::{Flight, Joined, Patience, Waited};
 use super::source::Source;
-use super::step::Outcome;
 use crate::cache::{AccessTokenQuery, Account, Life, TokenCache, TokenResponse};
 use crate::deadline::{self, Lane};
+use crate::refresh::call::Call;
+use crate::refresh::plan::credential::Purpose;
+use crate::refresh::plan::step::Outcome;
+use crate::refresh::request::AcquireRequest;
 use crate::shared::SharedTokenCache;
 use crate::sync::Mutex;
 
@@ -59,11 +60,14 @@ impl World {
         let wanted = query(scope);
         let registry = || Arc::clone(&self.registry);
         let request = AcquireRequest::from(&wanted);
-        let Err(mut caller) = Caller::new(&self.source, registry, request, true).unwrap() else { return };
+        let Err(mut caller) = Caller::new(&self.source, registry, request, Purpose::AccessToken).unwrap()
+        else {
+            return;
+        };
         loop {
             let provider = Arc::clone(&self.provider);
             let flight = match caller.join(|driver| {
-                drive(driver, move |call| Ok(refresh(&provider, &call, scope)));
+                drive(driver, move |call| Ok(Some(refresh(&provider, &call, scope))));
                 Ok(())
             }) {
                 Step::Done(result) => return drop(result.unwrap()),

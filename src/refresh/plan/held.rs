@@ -10,20 +10,20 @@ use super::status::Status;
 
 /// What is known of one refresh token by whoever holds its lease.
 #[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) name: LeaseName,
-    pub(super) status: Status,
-    pub(super) pending: Pending,
+pub(crate) struct Held {
+    pub(crate) name: LeaseName,
+    pub(crate) status: Status,
+    pub(crate) pending: Pending,
 }
 
 impl Held {
     /// How long nobody may call, because a call failed.
-    pub(super) fn back_off(&self, mark: &TokenMark, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn back_off(&self, mark: &TokenMark, now: SystemTime) -> Option<Duration> {
         self.status.back_off.as_ref()?.remaining(unix_millis(now), mark)
     }
 
     /// What the server said to the same request and token lately, and how long that counts.
-    pub(super) fn refusal(
+    pub(crate) fn refusal(
         &self,
         request: &RequestId,
         mark: &TokenMark,
@@ -34,7 +34,7 @@ impl Held {
     }
 
     /// Remembers that a call failed, and returns how long nobody may call again.
-    pub(super) fn failed(
+    pub(crate) fn failed(
         &mut self,
         retry_after: Option<Duration>,
         mark: &TokenMark,
@@ -48,18 +48,18 @@ impl Held {
     }
 
     /// Remembers that a call was answered, though perhaps not with what was asked for.
-    pub(super) fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         self.status.back_off = None;
     }
 
     /// Remembers that a request got what it asked for.
-    pub(super) fn granted(&mut self, request: &RequestId) {
+    pub(crate) fn granted(&mut self, request: &RequestId) {
         self.answered();
         self.status.forget(request.as_str());
     }
 
     /// Remembers an answer that need not be asked for again at once, and returns how long that counts.
-    pub(super) fn refused(
+    pub(crate) fn refused(
         &mut self,
         request: &RequestId,
         mark: &TokenMark,
@@ -75,7 +75,7 @@ impl Held {
     }
 
     /// Keeps what is known of a refresh token for the one that it was rotated to.
-    pub(super) fn rotated(&mut self, from: &TokenMark, to: &TokenMark) {
+    pub(crate) fn rotated(&mut self, from: &TokenMark, to: &TokenMark) {
         self.status.carry(from, to);
     }
 }

@@ -5,42 +5,42 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::names::TokenMark;
 
 /// The first wait. Each failure in a row doubles it.
-pub(super) const FIRST: Duration = Duration::from_secs(1);
+pub(crate) const FIRST: Duration = Duration::from_secs(1);
 
 /// The longest wait, unless the server asks for a longer one.
-pub(super) const LONGEST: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST: Duration = Duration::from_secs(60);
 
 /// The longest wait that a server is obeyed in.
-pub(super) const LONGEST_OBEYED: Duration = Duration::from_secs(5 * 60);
+pub(crate) const LONGEST_OBEYED: Duration = Duration::from_secs(5 * 60);
 
 /// Unix milliseconds: what processes can tell each other.
-pub(super) fn unix_millis(time: SystemTime) -> u64 {
+pub(crate) fn unix_millis(time: SystemTime) -> u64 {
     milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-pub(super) fn milliseconds(duration: Duration) -> u64 {
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Up to a quarter more: machines that failed together should not come back together.
-pub(super) fn with_jitter(wait: Duration) -> Duration {
+pub(crate) fn with_jitter(wait: Duration) -> Duration {
     wait + wait.mul_f64(0.25 * random_fraction())
 }
 
 /// After a transient failure nobody tries until a point in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct BackOff {
-    pub(super) failed_at: u64,
-    pub(super) until: u64,
+pub(crate) struct BackOff {
+    pub(crate) failed_at: u64,
+    pub(crate) until: u64,
     /// Failures in a row.
-    pub(super) failures: u32,
+    pub(crate) failures: u32,
     /// The refresh token that was sent. One that came later is of another sign-in, which is tried.
-    pub(super) mark: TokenMark,
+    pub(crate) mark: TokenMark,
 }
 
 impl BackOff {
     /// The back-off after another failure.
-    pub(super) fn after_failure(
+    pub(crate) fn after_failure(
         before: Option<&Self>,
         retry_after: Option<Duration>,
         mark: &TokenMark,
@@ -58,13 +58,13 @@ impl BackOff {
 
     /// Whether a failure now would be another one in a row: whoever waited as long again as was asked for
     /// begins anew.
-    pub(super) fn is_in_a_row(&self, now: u64) -> bool {
+    pub(crate) fn is_in_a_row(&self, now: u64) -> bool {
         let wait = self.until.saturating_sub(self.failed_at);
         (self.failed_at..self.until.saturating_add(wait).saturating_add(1_000)).contains(&now)
     }
 
     /// How long nobody may try with this refresh token; `None` if anybody may.
-    pub(super) fn remaining(&self, now: u64, mark: &TokenMark) -> Option<Duration> {
+    pub(crate) fn remaining(&self, now: u64, mark: &TokenMark) -> Option<Duration> {
         // A clock that was set back must not lock anybody out, nor must a status that is wrong.
         let until = self.until.min(self.failed_at.saturating_add(milliseconds(LONGEST_OBEYED)));
         let counts = self.failed_at <= now && self.mark.is_as_late_as(mark);

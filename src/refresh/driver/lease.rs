@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::back_off::unix_millis;
-use super::error::AcquireError;
-use super::held::Held;
-use super::names::LeaseName;
 use super::registry::{Credential, Registry};
 use super::source::Source;
-use super::status::{self, Status};
+use super::status_file;
 use crate::deadline::{self, InLane};
 use crate::persisted::Error;
 use crate::private_file::FileError;
 use crate::process::Process;
+use crate::refresh::error::AcquireError;
+use crate::refresh::plan::back_off::unix_millis;
+use crate::refresh::plan::held::Held;
+use crate::refresh::plan::names::LeaseName;
+use crate::refresh::plan::status::Status;
 use crate::store::{FileLock, LockFile, StoreError};
 
 /// How long to wait before a failed save is tried again, at first and at the most.
@@ -25,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Registry {
     /// Waits for the lease of a refresh token, in this process and among all.
-    pub(super) fn lease(
+    pub(crate) fn lease(
         &self,
         source: &Source,
         name: &LeaseName,
@@ -47,7 +48,7 @@ impl Registry {
     }
 
     /// Takes the lease if it is free; `None` if somebody else has it.
-    pub(super) fn lease_if_free(
+    pub(crate) fn lease_if_free(
         &self,
         source: &Source,
         name: &LeaseName,
@@ -58,7 +59,7 @@ impl Registry {
     }
 
     /// Takes the lease for whoever has the lane; gives the lane back if another process has the lease.
-    pub(super) fn lease_in_lane(
+    pub(crate) fn lease_in_lane(
         &self,
         source: &Source,
         name: &LeaseName,
@@ -71,7 +72,7 @@ impl Registry {
 
 /// Where a lease lives.
 #[derive(Debug, Clone)]
-pub(super) enum Home {
+pub(crate) enum Home {
     /// In a lock file; the status stands beside it.
     File {
         lock: PathBuf,
@@ -81,7 +82,7 @@ pub(super) enum Home {
 }
 
 impl Home {
-    pub(super) fn of(source: &Source, name: &LeaseName) -> Self {
+    pub(crate) fn of(source: &Source, name: &LeaseName) -> Self {
         match source {
             Source::File(cache) => {
                 let beside = |ending| cache.store().beside(&format!("{}.refresh.{ending}", name.as_str()));
@@ -99,11 +100,11 @@ impl Home {
     }
 
     /// Says who is to blame, as far as that was noted.
-    pub(super) fn timed_out(&self, waited: Duration) -> AcquireError {
+    pub(crate) fn timed_out(&self, waited: Duration) -> AcquireError {
         match self {
             Self::File { lock, status } => AcquireError::WaitTimedOut {
                 waited,
-                holder: Status::read(status).holder,
+                holder: status_file::read(status).holder,
                 lock: lock.display().to_string(),
             },
             Self::Memory => AcquireError::WaitTimedOut {
@@ -117,8 +118,8 @@ impl Home {
 
 /// The right to use a refresh token, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Lease {
-    pub(super) held: Held,
+pub(crate) struct Lease {
+    pub(crate) held: Held,
     credential: Arc<Credential>,
     home: Home,
     process: Process,
@@ -157,7 +158,7 @@ impl Lease {
         let pending = remembered.pending.clone();
         let unwritten = remembered.status.clone();
         drop(remembered);
-        let written = home.status_path().map(Status::read).unwrap_or_default();
+        let written = home.status_path().map(status_file::read).unwrap_or_default();
         let is_noted = written.holder.is_some();
         let mut status = Status::newer_of(unwritten, written);
         status.holder = None;
@@ -168,12 +169,12 @@ impl Lease {
     }
 
     /// Whether other processes are kept out as well.
-    pub(super) fn covers_other_processes(&self) -> bool {
+    pub(crate) fn covers_other_processes(&self) -> bool {
         self.lock.is_some() && self.process.is_current()
     }
 
     /// Fails in a child that was forked meanwhile: the lease is its parent's.
-    pub(super) fn check_process(&self) -> Result<(), AcquireError> {
+    pub(crate) fn check_process(&self) -> Result<(), AcquireError> {
         if self.process.is_current() {
             return Ok(());
         }
@@ -185,7 +186,7 @@ impl Lease {
     }
 
     /// Saves what is pending. What cannot be saved stays, for all to see.
-    pub(super) fn save(&mut self, source: &Source) {
+    pub(crate) fn save(&mut self, source: &Source) {
         if !self.process.is_current() {
             return;
         }
@@ -195,14 +196,14 @@ impl Lease {
     }
 
     /// Saves what an earlier holder could not save.
-    pub(super) fn save_leftover(&mut self, source: &Source) {
+    pub(crate) fn save_leftover(&mut self, source: &Source) {
         if !self.has_tried {
             self.save(source);
         }
     }
 
     /// Sees to it that what is pending is saved as soon as it can be, whether or not anybody calls.
-    pub(super) fn save_later(&self, source: &Source, registry: &Arc<Registry>) {
+    pub(crate) fn save_later(&self, source: &Source, registry: &Arc<Registry>) {
         let mut remembered = self.credential.remembered();
         if self.held.pending.is_empty() || remembered.has_saver {
             return;
@@ -213,7 +214,7 @@ impl Lease {
     }
 
     /// Notes who uses the refresh token, for those who wait in vain.
-    pub(super) fn begin_use(&mut self) {
+    pub(crate) fn begin_use(&mut self) {
         self.held.status.holder = Some(std::process::id());
         self.is_noted = true;
         self.write_status();
@@ -227,7 +228,7 @@ impl Lease {
         self.held.status.holder = None;
         if self.held.status.is_empty() {
             if let Some(path) = self.home.status_path() {
-                status::remove(path);
+                status_file::remove(path);
             }
             self.credential.remembered().status = None;
         } else {
@@ -237,8 +238,10 @@ impl Lease {
 
     fn write_status(&self) {
         let status = &self.held.status;
-        let is_written =
-            self.home.status_path().is_some_and(|path| self.lock.is_some() && status.write(path).is_ok());
+        let is_written = self
+            .home
+            .status_path()
+            .is_some_and(|path| self.lock.is_some() && status_file::write(status, path).is_ok());
         // What cannot be told to others is at least remembered here.
         self.credential.remembered().status = (!is_written && !status.is_empty()).then(|| status.clone());
     }

@@ -12,33 +12,33 @@ use crate::secret::Secret;
 
 const SEVERAL_REALMS: &str =
     "the account has tokens of several realms: name one with `AccessTokenQuery::realm`";
-pub(super) const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
+pub(crate) const SEVERAL_ISSUERS: &str = "the environment has several users of this id, told apart by their issuer: take the \
                                account from `accounts`, or name it with `Account::with_issuer`";
 const NO_SCOPES: &str = "no scopes are named, and the sign-in was for some: name them with `AccessTokenQuery::scopes`, or ask for \
      `any_scope`";
 
 /// What a refresh is to bring.
 #[derive(Debug)]
-pub(super) struct Wanted {
-    pub(super) purpose: Purpose,
-    pub(super) request: RequestId,
-    pub(super) query: AccessTokenQuery,
-    pub(super) means: Means,
-    pub(super) family_id: Option<String>,
-    pub(super) token_endpoint: Option<String>,
-    pub(super) claims: Option<String>,
-    pub(super) tries_now: bool,
+pub(crate) struct Wanted {
+    pub(crate) purpose: Purpose,
+    pub(crate) request: RequestId,
+    pub(crate) query: AccessTokenQuery,
+    pub(crate) means: Means,
+    pub(crate) family_id: Option<String>,
+    pub(crate) token_endpoint: Option<String>,
+    pub(crate) claims: Option<String>,
+    pub(crate) tries_now: bool,
     /// The access token that is to be replaced.
-    pub(super) refused: Option<AccessToken>,
+    pub(crate) refused: Option<AccessToken>,
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))] // A blocking call is never given up.
-    pub(super) call_timeout: Duration,
+    pub(crate) call_timeout: Duration,
     /// There is a valid token, which the server would like to see refreshed: not worth waiting for.
-    pub(super) is_early: bool,
+    pub(crate) is_early: bool,
 }
 
 /// How a token is got.
 #[derive(Debug, Clone)]
-pub(super) enum Means {
+pub(crate) enum Means {
     /// By a refresh token of this account.
     RefreshToken(Box<Account>),
     /// By a call that needs none: client credentials, a managed identity, another program's token, a sign-in.
@@ -47,7 +47,7 @@ pub(super) enum Means {
 
 /// What a cache has.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(crate) enum Look {
     /// What is wanted, and fresh.
     Fresh(Credential),
     /// No such token, and this to make a call with.
@@ -60,50 +60,50 @@ pub(super) enum Look {
 
 /// A call to make.
 #[derive(Debug, Clone)]
-pub(super) struct Candidate {
+pub(crate) struct Candidate {
     /// The refresh token to send; `None` if the call needs none.
-    pub(super) token: Option<RefreshToken>,
-    pub(super) name: LeaseName,
-    pub(super) environment: String,
+    pub(crate) token: Option<RefreshToken>,
+    pub(crate) name: LeaseName,
+    pub(crate) environment: String,
     /// The realm to keep the tokens under, if nothing else names one.
-    pub(super) realm: Option<String>,
-    pub(super) mark: TokenMark,
+    pub(crate) realm: Option<String>,
+    pub(crate) mark: TokenMark,
     /// Whether the row is this client's: another client's token may be rejected for being another
     /// client's.
-    pub(super) is_own: bool,
+    pub(crate) is_own: bool,
     /// Whether the cache knew the account.
-    pub(super) knew_owner: bool,
+    pub(crate) knew_owner: bool,
 }
 
 impl Candidate {
     /// Whose tokens they are; empty for the application's own.
-    pub(super) fn owner(&self) -> &str {
+    pub(crate) fn owner(&self) -> &str {
         self.token.as_ref().and_then(RefreshToken::home_account_id).unwrap_or_default()
     }
 
     /// The scopes of the sign-in.
-    pub(super) fn scopes(&self) -> String {
+    pub(crate) fn scopes(&self) -> String {
         self.token.iter().flat_map(RefreshToken::scopes).collect::<Vec<_>>().join(" ")
     }
 }
 
 /// The token of an answer, as the cache has it.
 #[derive(Debug)]
-pub(super) struct Came {
-    pub(super) token: Credential,
+pub(crate) struct Came {
+    pub(crate) token: Credential,
     is_fresh: bool,
 }
 
 impl Came {
     /// Whether the cache had this very token before, until then.
-    pub(super) fn is_no_better_than(&self, known_until: Option<i64>) -> bool {
+    pub(crate) fn is_no_better_than(&self, known_until: Option<i64>) -> bool {
         known_until.is_some_and(|until| !self.is_fresh || self.token.expires_on_seconds() <= until)
     }
 }
 
 impl Wanted {
     /// What the cache has, if none of the `spent` refresh tokens may be sent.
-    pub(super) fn look(&self, cache: &TokenCache, spent: &[Secret], now: SystemTime) -> Look {
+    pub(crate) fn look(&self, cache: &TokenCache, spent: &[Secret], now: SystemTime) -> Look {
         let query = self.query_at(now);
         let fresh = self.purpose.find(cache, &query, Life::Fresh, self.refused().as_ref());
         // The claims are those of a service that takes no token of before.
@@ -177,7 +177,7 @@ impl Wanted {
     }
 
     /// The name of the lease that this would take.
-    pub(super) fn lease_name(&self, cache: &TokenCache) -> LeaseName {
+    pub(crate) fn lease_name(&self, cache: &TokenCache) -> LeaseName {
         match &self.means {
             Means::RefreshToken(account) => {
                 lease_name(cache, &refresh_token_query(&self.query, account, self.family_id.as_deref()))
@@ -194,14 +194,14 @@ impl Wanted {
     }
 
     /// The best token there is, within its extended lifetime if no other.
-    pub(super) fn leftover(&self, cache: &TokenCache, now: SystemTime) -> Option<Credential> {
+    pub(crate) fn leftover(&self, cache: &TokenCache, now: SystemTime) -> Option<Credential> {
         // A service that asks for claims takes no token of before.
         let query = self.claims.is_none().then(|| self.query_at(now))?;
         self.purpose.find(cache, &query, Life::Extended, self.refused().as_ref())
     }
 
     /// The token of an answer, if it is what was asked for.
-    pub(super) fn came(&self, cache: &TokenCache, token: &Secret, now: SystemTime) -> Option<Came> {
+    pub(crate) fn came(&self, cache: &TokenCache, token: &Secret, now: SystemTime) -> Option<Came> {
         let mut query = self.query_at(now);
         // What answers the request is of its realm, whichever that is.
         query.any_realm = true;
@@ -215,12 +215,12 @@ impl Wanted {
         self.refused.as_ref().map(AccessToken::secret)
     }
 
-    pub(super) fn is_refused(&self, token: &Secret) -> bool {
+    pub(crate) fn is_refused(&self, token: &Secret) -> bool {
         self.refused.as_ref().is_some_and(|refused| refused.secret() == *token)
     }
 
     /// Whether the cache has anything of the account that is asked for.
-    pub(super) fn knows_owner(&self, cache: &TokenCache) -> bool {
+    pub(crate) fn knows_owner(&self, cache: &TokenCache) -> bool {
         let owner = &self.query.owner;
         let (Some(home_account_id), Some(environment)) = (&owner.home_account_id, &owner.environment) else {
             return false;
@@ -230,13 +230,13 @@ impl Wanted {
 
     /// Whether an answer says that it is about another user than the one that is asked for. Those to a refresh
     /// are compared with the refresh token that was sent.
-    pub(super) fn is_of_another_user(&self, answer: &TokenResponse, sent: &Candidate) -> bool {
+    pub(crate) fn is_of_another_user(&self, answer: &TokenResponse, sent: &Candidate) -> bool {
         let owner = self.query.owner.home_account_id.as_deref();
         sent.token.is_none() && owner.is_some_and(|owner| answer.is_about_another(owner))
     }
 
     /// How long a token lives from now on, under whatever scopes the cache has it.
-    pub(super) fn left_of(
+    pub(crate) fn left_of(
         &self,
         cache: &TokenCache,
         token: &Secret,
@@ -249,7 +249,7 @@ impl Wanted {
     }
 
     /// Whether a token of the cache has expired.
-    pub(super) fn has_expired(
+    pub(crate) fn has_expired(
         &self,
         cache: &TokenCache,
         token: &Secret,
@@ -260,7 +260,7 @@ impl Wanted {
     }
 
     /// Fills in what an answer need not say.
-    pub(super) fn completed(&self, mut answer: TokenResponse, sent: &Candidate) -> TokenResponse {
+    pub(crate) fn completed(&self, mut answer: TokenResponse, sent: &Candidate) -> TokenResponse {
         if matches!(self.purpose, Purpose::Once(_)) {
             // A sign-in says by itself whose tokens it brought.
             return answer;
@@ -294,7 +294,7 @@ impl Wanted {
     }
 
     /// The mark of the row of the refresh token that was sent, once the answer is in the cache.
-    pub(super) fn mark_after(
+    pub(crate) fn mark_after(
         &self,
         sent: &Candidate,
         answer: &TokenResponse,

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use super::call::Call;
 use super::credential::Credential;
-use super::error::AcquireError;
-use super::failure::RefreshFailure;
 use super::names::LeaseName;
-use super::request::Acquired;
 use crate::cache::{AccessToken, TokenResponse};
 use crate::persisted::Error;
+use crate::refresh::call::Call;
+use crate::refresh::error::AcquireError;
+use crate::refresh::failure::RefreshFailure;
+use crate::refresh::request::Acquired;
 
 /// What a driver is to do next, and what it is to tell the plan then.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Remove this access token from the cache: `Plan::forgotten`.
     Forget(Box<AccessToken>),
     /// Read the cache: `Plan::read`, or `Plan::unreadable`.
@@ -36,7 +36,7 @@ pub(super) enum Step {
 
 /// Which state of the cache to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Read {
+pub(crate) enum Read {
     /// The newest.
     Newest,
     /// What is in memory, however old.
@@ -49,7 +49,7 @@ pub(super) enum Read {
 
 /// How a plan ended.
 #[derive(Debug, Clone)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Acquired(Acquired<Credential>),
     /// An early refresh was not tried, because somebody else has the lease.
     Busy,
@@ -62,15 +62,15 @@ pub(super) enum Outcome {
 
 /// A token to serve when there is no better one.
 #[derive(Debug, Clone)]
-pub(super) struct Leftover {
-    pub(super) token: Credential,
+pub(crate) struct Leftover {
+    pub(crate) token: Credential,
     /// Why it may not be saved.
-    pub(super) save_failure: Option<Arc<Error>>,
+    pub(crate) save_failure: Option<Arc<Error>>,
 }
 
 /// What came of a call.
 #[derive(Debug)]
-pub(super) enum Called {
+pub(crate) enum Called {
     /// `None`: it succeeded, and there are no tokens to save.
     Answered(Result<Option<Box<TokenResponse>>, RefreshFailure>),
     /// It was given up at its deadline.

@@ -14,14 +14,14 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The flights that are under way.
 #[derive(Debug)]
-pub(super) struct SingleFlight<K, V> {
+pub(crate) struct SingleFlight<K, V> {
     under_way: Mutex<HashMap<K, Arc<Flight<V>>>>,
     ended: Condvar,
 }
 
 /// One flight, as those who wait for it see it.
 #[derive(Debug)]
-pub(super) struct Flight<V> {
+pub(crate) struct Flight<V> {
     state: Mutex<State<V>>,
     changed: Condvar,
 }
@@ -55,7 +55,7 @@ enum Phase {
 
 /// What came of waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Waited<V> {
+pub(crate) enum Waited<V> {
     Finished(V),
     /// Whoever led it panicked.
     Crashed,
@@ -67,18 +67,18 @@ pub(super) enum Waited<V> {
 
 /// How long somebody waits.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     /// In all.
-    pub(super) deadline: Instant,
+    pub(crate) deadline: Instant,
     /// For the call, from when it began.
-    pub(super) call_timeout: Duration,
+    pub(crate) call_timeout: Duration,
     /// Whether it is for a call of one's own: that, and its save, are waited for whatever `deadline` says. A
     /// program that ended meanwhile would lose the token that comes.
-    pub(super) is_leader: bool,
+    pub(crate) is_leader: bool,
 }
 
 /// How somebody takes part in a flight.
-pub(super) enum Joined<K: Eq + Hash + Clone, V: Clone> {
+pub(crate) enum Joined<K: Eq + Hash + Clone, V: Clone> {
     /// Nobody had begun: lead.
     Leader(Leader<K, V>),
     /// Somebody has: wait.
@@ -86,7 +86,7 @@ pub(super) enum Joined<K: Eq + Hash + Clone, V: Clone> {
 }
 
 /// Leads a flight. Dropped without [`finish`](Self::finish), it crashes.
-pub(super) struct Leader<K: Eq + Hash + Clone, V: Clone> {
+pub(crate) struct Leader<K: Eq + Hash + Clone, V: Clone> {
     flights: Arc<SingleFlight<K, V>>,
     key: K,
     flight: Arc<Flight<V>>,
@@ -104,7 +104,7 @@ impl<K: Eq + Hash + Clone, V: Clone> SingleFlight<K, V> {
     }
 
     /// Joins the flight of this key, or begins one.
-    pub(super) fn join(self: &Arc<Self>, key: &K) -> Joined<K, V> {
+    pub(crate) fn join(self: &Arc<Self>, key: &K) -> Joined<K, V> {
         let mut under_way = self.under_way();
         if let Some(flight) = under_way.get(key) {
             return Joined::Follower(Arc::clone(flight));
@@ -122,12 +122,12 @@ impl<K: Eq + Hash + Clone, V: Clone> SingleFlight<K, V> {
     }
 
     /// Whether there is no flight.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.under_way().is_empty()
     }
 
     /// Waits until there is no flight; `false` after the deadline.
-    pub(super) fn wait_until_empty(&self, deadline: Instant) -> bool {
+    pub(crate) fn wait_until_empty(&self, deadline: Instant) -> bool {
         let mut under_way = self.under_way();
         while !under_way.is_empty() {
             let left = deadline::left(deadline);
@@ -142,7 +142,7 @@ impl<K: Eq + Hash + Clone, V: Clone> SingleFlight<K, V> {
 
 impl<K: Eq + Hash + Clone, V: Clone> Leader<K, V> {
     /// What to wait for.
-    pub(super) fn flight(&self) -> Arc<Flight<V>> {
+    pub(crate) fn flight(&self) -> Arc<Flight<V>> {
         Arc::clone(&self.flight)
     }
 
@@ -150,7 +150,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Leader<K, V> {
     /// `false` if it is the first one and `begin_by` is over: the leader may have gone, and nobody would
     /// wait for what comes.
     #[must_use]
-    pub(super) fn call_begins(&self, is_given_up: bool, begin_by: Instant) -> bool {
+    pub(crate) fn call_begins(&self, is_given_up: bool, begin_by: Instant) -> bool {
         let began = (!is_given_up).then(Instant::now);
         // Whoever looks at the progress meanwhile has the lock, and judges by the same point in time.
         let may_begin = |progress: &Progress<V>| {
@@ -161,12 +161,12 @@ impl<K: Eq + Hash + Clone, V: Clone> Leader<K, V> {
     }
 
     /// Tells those who wait that the call is over.
-    pub(super) fn call_ended(&self) {
+    pub(crate) fn call_ended(&self) {
         self.flight.set(Progress::UnderWay(Phase::Saving));
     }
 
     /// Ends the flight.
-    pub(super) fn finish(self, value: V) {
+    pub(crate) fn finish(self, value: V) {
         self.end(Progress::Finished(value));
     }
 
@@ -216,7 +216,7 @@ impl<V> Flight<V> {
 
 impl<V: Clone> Flight<V> {
     /// Waits for the flight to end.
-    pub(super) fn wait(&self, patience: Patience) -> Waited<V> {
+    pub(crate) fn wait(&self, patience: Patience) -> Waited<V> {
         let mut state = self.state();
         loop {
             let until = match ended(&state.progress, patience) {
@@ -230,28 +230,28 @@ impl<V: Clone> Flight<V> {
 
     /// What has come of it, or until when to wait at the most.
     #[cfg(feature = "tokio")]
-    pub(super) fn look(&self, patience: Patience) -> Result<Waited<V>, Instant> {
+    pub(crate) fn look(&self, patience: Patience) -> Result<Waited<V>, Instant> {
         ended(&self.state().progress, patience)
     }
 }
 
 /// An asynchronous waiter, which is woken at each change until it is dropped.
 #[cfg(feature = "tokio")]
-pub(super) struct Waiting<'a, V> {
+pub(crate) struct Waiting<'a, V> {
     flight: &'a Flight<V>,
     number: u64,
 }
 
 #[cfg(feature = "tokio")]
 impl<'a, V: Clone> Waiting<'a, V> {
-    pub(super) fn new(flight: &'a Flight<V>) -> Self {
+    pub(crate) fn new(flight: &'a Flight<V>) -> Self {
         let mut state = flight.state();
         state.waiters += 1;
         Self { flight, number: state.waiters }
     }
 
     /// Ready as soon as there is something new to look at: the end, or less time than `until`.
-    pub(super) fn poll(&self, patience: Patience, until: Instant, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&self, patience: Patience, until: Instant, context: &Context<'_>) -> Poll<()> {
         let mut state = self.flight.state();
         if ended(&state.progress, patience).map_or_else(|new| new < until, |_| true) {
             return Poll::Ready(());

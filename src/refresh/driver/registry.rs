@@ -7,17 +7,17 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::back_off::unix_millis;
-use super::error::AcquireError;
-use super::names::{FlightKey, LeaseName, RequestId};
-use super::pending::Pending;
 use super::single_flight::SingleFlight;
 use super::source::Source;
-use super::status::Status;
-use super::step::Outcome;
 use crate::deadline::{self, Lane};
 use crate::persisted::PersistedTokenCache;
 use crate::process::PerProcess;
+use crate::refresh::error::AcquireError;
+use crate::refresh::plan::back_off::unix_millis;
+use crate::refresh::plan::names::{FlightKey, LeaseName, RequestId};
+use crate::refresh::plan::pending::Pending;
+use crate::refresh::plan::status::Status;
+use crate::refresh::plan::step::Outcome;
 use crate::store::FileLock;
 use crate::sync::{Mutex, MutexGuard};
 
@@ -26,8 +26,8 @@ const BETWEEN_SAVES: Duration = Duration::from_millis(250);
 
 /// All that a process knows of the refreshes of one cache, whichever handle they are made through.
 #[derive(Debug, Default)]
-pub(super) struct Registry {
-    pub(super) flights: Arc<SingleFlight<FlightKey, Outcome>>,
+pub(crate) struct Registry {
+    pub(crate) flights: Arc<SingleFlight<FlightKey, Outcome>>,
     credentials: Mutex<HashMap<LeaseName, Arc<Credential>>>,
     /// Until when a request is not worth another early refresh, and why: one has failed.
     early_pauses: Mutex<HashMap<RequestId, EarlyPause>>,
@@ -35,31 +35,31 @@ pub(super) struct Registry {
 
 /// An early refresh has failed.
 #[derive(Debug, Clone)]
-pub(super) struct EarlyPause {
+pub(crate) struct EarlyPause {
     until: Instant,
-    pub(super) failure: Option<AcquireError>,
+    pub(crate) failure: Option<AcquireError>,
 }
 
 /// What a process knows of one refresh token.
 #[derive(Debug, Default)]
-pub(super) struct Credential {
-    pub(super) lane: Arc<Lane>,
+pub(crate) struct Credential {
+    pub(crate) lane: Arc<Lane>,
     remembered: Mutex<Remembered>,
     #[cfg(feature = "tokio")]
     guard_queue: std::sync::OnceLock<Arc<tokio::sync::Semaphore>>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Remembered {
+pub(crate) struct Remembered {
     /// What could not be saved yet.
-    pub(super) pending: Pending,
+    pub(crate) pending: Pending,
     /// Held on to while a renewed refresh token is in memory only: whoever else used the one in the
     /// cache would send it a second time.
-    pub(super) lock: Option<FileLock>,
+    pub(crate) lock: Option<FileLock>,
     /// What could not be noted beside the lock.
-    pub(super) status: Option<Status>,
+    pub(crate) status: Option<Status>,
     /// Whether a thread is about to try again to save.
-    pub(super) has_saver: bool,
+    pub(crate) has_saver: bool,
 }
 
 /// Which cache a registry is of.
@@ -77,11 +77,11 @@ type Registries = std::sync::Mutex<HashMap<Of, Arc<Registry>>>;
 static REGISTRIES: PerProcess<Registries> = PerProcess::new(|_parent| Registries::default());
 
 impl Registry {
-    pub(super) fn of(cache: &PersistedTokenCache) -> Arc<Self> {
+    pub(crate) fn of(cache: &PersistedTokenCache) -> Arc<Self> {
         Self::find(Of::File(cache.path().to_owned()))
     }
 
-    pub(super) fn of_memory(number: u64) -> Arc<Self> {
+    pub(crate) fn of_memory(number: u64) -> Arc<Self> {
         Self::find(Of::Memory(number))
     }
 
@@ -92,13 +92,13 @@ impl Registry {
     }
 
     /// Whether an early refresh for this request failed a moment ago, and why.
-    pub(super) fn early_pause(&self, request: &RequestId) -> Option<EarlyPause> {
+    pub(crate) fn early_pause(&self, request: &RequestId) -> Option<EarlyPause> {
         let pauses = self.early_pauses();
         pauses.get(request).filter(|pause| !deadline::left(pause.until).is_zero()).cloned()
     }
 
     /// Makes early refreshes for this request pause.
-    pub(super) fn pause_early(&self, request: &RequestId, pause: Duration, failure: Option<AcquireError>) {
+    pub(crate) fn pause_early(&self, request: &RequestId, pause: Duration, failure: Option<AcquireError>) {
         let mut pauses = self.early_pauses();
         pauses.retain(|_, pause| !deadline::left(pause.until).is_zero());
         pauses.insert(request.clone(), EarlyPause { until: deadline::after(pause), failure });
@@ -109,7 +109,7 @@ impl Registry {
     }
 
     /// Waits for all that is under way, and saves what could not be saved.
-    pub(super) fn settle(self: &Arc<Self>, source: &Source, within: Duration) -> Result<(), AcquireError> {
+    pub(crate) fn settle(self: &Arc<Self>, source: &Source, within: Duration) -> Result<(), AcquireError> {
         source.check_not_in_hand()?;
         let deadline = deadline::after(within);
         if !self.flights.wait_until_empty(deadline) {
@@ -137,7 +137,7 @@ impl Registry {
     }
 
     /// What could not be saved yet, of any refresh token.
-    pub(super) fn pending(&self) -> Vec<Pending> {
+    pub(crate) fn pending(&self) -> Vec<Pending> {
         let credentials: Vec<_> = self.credentials().values().map(Arc::clone).collect();
         let pending = credentials.iter().map(|credential| credential.remembered().pending.clone());
         pending.filter(|pending| !pending.is_empty()).collect()
@@ -145,7 +145,7 @@ impl Registry {
 
     /// Where asynchronous waiters for the right to use a refresh token stand in line.
     #[cfg(feature = "tokio")]
-    pub(super) fn guard_queue(&self, name: &LeaseName) -> Arc<tokio::sync::Semaphore> {
+    pub(crate) fn guard_queue(&self, name: &LeaseName) -> Arc<tokio::sync::Semaphore> {
         let credential = self.credential(name);
         Arc::clone(credential.guard_queue.get_or_init(|| Arc::new(tokio::sync::Semaphore::new(1))))
     }
@@ -161,7 +161,7 @@ impl Registry {
         credentials.is_empty() && self.flights.is_empty() && !is_paused
     }
 
-    pub(super) fn credential(&self, name: &LeaseName) -> Arc<Credential> {
+    pub(crate) fn credential(&self, name: &LeaseName) -> Arc<Credential> {
         let mut credentials = self.credentials();
         credentials.retain(|known, credential| known == name || !credential.is_idle());
         Arc::clone(credentials.entry(name.clone()).or_default())
@@ -169,7 +169,7 @@ impl Registry {
 }
 
 impl Credential {
-    pub(super) fn remembered(&self) -> MutexGuard<'_, Remembered> {
+    pub(crate) fn remembered(&self) -> MutexGuard<'_, Remembered> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,4 @@
-//! The cache that a program opens in memory only: shared by threads and tasks.
+//! A cache in memory only, shared by threads and tasks.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,12 +14,11 @@ use crate::persisted::{Committed, Error, Rotation};
 use crate::process::Process;
 use crate::store::StoreError;
 
-/// A cache in memory, and who has it in hand: asking for it again there would wait for ever.
+/// A cache in memory, and the thread that is using it, which would wait for itself.
 #[derive(Debug)]
 struct InMemory {
     process: Process,
-    /// That of a child that was forked, in the child's memory; `None` if a thread of its parent had the
-    /// cache in hand just then.
+    /// The cache of a forked child; `None` if another thread of the parent was using the cache at the fork.
     child: OnceLock<Option<Box<Self>>>,
     cache: Mutex<TokenCache>,
     holder: Mutex<Option<ThreadId>>,
@@ -31,7 +30,7 @@ impl InMemory {
         Self { process, child, cache: Mutex::new(cache), holder: Mutex::default() }
     }
 
-    /// That of this process. A child takes the cache over as it was.
+    /// Returns the cache of this process. A child inherits the content.
     fn own(&self) -> Result<&Self, Error> {
         let mut own = self;
         while !own.process.is_current() {
@@ -50,8 +49,8 @@ impl InMemory {
         *self.holder() == Some(thread::current().id())
     }
 
-    /// Calls `work` with the cache. Fails inside another such call of the same thread, and in a child that
-    /// was forked in the middle of one.
+    /// Calls `work` with the cache. Fails inside another such call of the same thread, and in a child forked during
+    /// one.
     fn with<T>(&self, work: impl FnOnce(&mut TokenCache) -> T) -> Result<T, Error> {
         struct Held<'a>(&'a InMemory);
         impl Drop for Held<'_> {
@@ -70,7 +69,7 @@ impl InMemory {
     }
 }
 
-/// What stands for a path where there is none.
+/// Shown in place of a path.
 const IN_MEMORY: &str = "(in memory)";
 
 fn nested() -> Error {
@@ -103,7 +102,7 @@ fn nested() -> Error {
 #[derive(Clone)]
 pub struct SharedTokenCache {
     memory: Arc<InMemory>,
-    /// What it is known by in this process, and in those that it forks.
+    /// Identifies the cache in this process and its children.
     number: u64,
 }
 
@@ -119,7 +118,7 @@ impl SharedTokenCache {
         self.number
     }
 
-    /// Fails inside a change of the cache by this thread, where waiting for anybody would be in vain.
+    /// Fails inside a change of the cache by this thread, which would wait for itself.
     pub(crate) fn check_not_in_hand(&self) -> Result<(), Error> {
         if self.memory.own()?.is_mine() { Err(nested()) } else { Ok(()) }
     }
@@ -204,7 +203,7 @@ impl SharedTokenCache {
     }
 
     /// Changes the cache in one step. If `change` panics, the cache is as it was. Nobody else reads or changes
-    /// it meanwhile, so no network call belongs in it.
+    /// it meanwhile, so it must not make network calls.
     ///
     /// # Errors
     /// As [`read`](Self::read).

@@ -1,14 +1,14 @@
-//! Spans and events for whoever operates a program (feature `tracing`). Without the feature they are nothing.
+//! Spans and events for operators (feature `tracing`). Without the feature, all of this is empty.
 //!
-//! No field holds a secret, a user name, an account id or a path: caches, leases and requests are named by
-//! hashes, and failures by their kind, or by the error code that the server sent.
+//! No field holds a secret, a user name, an account id or a path. Caches, leases and requests are identified by
+//! hashes, and failures by their kind or the server's error code.
 
 #[cfg(feature = "tracing")]
 pub(crate) use with_tracing::*;
 #[cfg(not(feature = "tracing"))]
 pub(crate) use without_tracing::*;
 
-/// What happens in a span.
+/// The operation of a span.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Work {
     Open,
@@ -30,7 +30,7 @@ mod with_tracing {
     use super::Work;
     use crate::error_kind::ErrorKind;
 
-    /// Names a cache without its path, which may have a user's name in it.
+    /// Identifies a cache by a hash of its path, which may contain a user name.
     #[derive(Debug, Clone)]
     pub(crate) struct CacheId(u64);
 
@@ -71,7 +71,7 @@ mod with_tracing {
             self.0.clone().entered()
         }
 
-        /// The lease was taken, after a wait.
+        /// The lease was taken.
         pub(crate) fn leased(&self, lease: &str, waited: Duration) {
             self.0.record("lease", lease);
             if waited >= NOTICEABLE {
@@ -83,12 +83,12 @@ mod with_tracing {
             info!(parent: &self.0, "acquired");
         }
 
-        /// The server, or the call, failed. `code` is what the server sent, if it sent one.
+        /// The call failed. `code` is the server's error code, if any.
         pub(crate) fn failed(&self, outcome: &'static str, code: Option<&str>) {
             warn!(parent: &self.0, outcome, code, "the call brought no token");
         }
 
-        /// Nobody calls for a while.
+        /// A back-off began.
         pub(crate) fn back_off(&self, retry_after: Duration) {
             warn!(parent: &self.0, retry_after_ms = millis(retry_after), "backing off");
         }
@@ -98,18 +98,18 @@ mod with_tracing {
             warn!(parent: &self.0, reason, code, "no token could be acquired");
         }
 
-        /// What the server sent is in memory only.
+        /// The response is in memory only.
         pub(crate) fn not_saved(&self, kind: ErrorKind) {
             warn!(parent: &self.0, ?kind, "renewed tokens could not be saved, and are kept in memory");
         }
     }
 
-    /// The file is sealed under the old key still, or the old key is still there.
+    /// The old key is still in use, or still exists.
     pub(crate) fn rotation_pending(cache: &CacheId, kind: ErrorKind) {
         warn!(cache = %cache, ?kind, "the key could not be rotated; the next change tries again");
     }
 
-    /// A wait that an operator may want to know about.
+    /// The shortest wait that is reported.
     const NOTICEABLE: Duration = Duration::from_millis(10);
 
     fn millis(duration: Duration) -> u64 {
@@ -135,7 +135,7 @@ mod without_tracing {
         }
     }
 
-    /// A span that is not there.
+    /// An empty span.
     pub(crate) struct Entered;
 
     pub(crate) fn enter(_: Work, _: &CacheId) -> Entered {

@@ -1,4 +1,4 @@
-//! A few threads and a clock, for asynchronous callers: work that blocks never runs on their runtime.
+//! A few threads and a timer that do blocking work for asynchronous callers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use crate::deadline;
 use crate::process::{PerProcess, Process};
 
-/// How many threads there are of each sort at the most.
+/// The maximum number of threads of each pool.
 const MOST_THREADS: usize = 4;
 
-/// How long a thread waits for work before it ends.
+/// How long an idle thread waits before it ends.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// More stack than the work was seen to use.
+/// More stack than the work was observed to use.
 const STACK: usize = 64 * 1024;
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -24,47 +24,46 @@ type Work = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Workers {
     state: Mutex<State>,
-    /// There is work, or an earlier point in time to wait for.
+    /// Notified of new work, or of an earlier timer.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     ready: VecDeque<Work>,
-    /// What is to be done later, by when and in which order.
+    /// Scheduled work, by time and order.
     later: BTreeMap<(Instant, u64), Work>,
     number: u64,
     threads: usize,
-    /// Threads that wait for work.
+    /// The number of idle threads.
     idle: usize,
 }
 
 static WORKERS: PerProcess<Workers> = PerProcess::new(|_parent| Workers::default());
 
-/// Those that save what a call brought, which no work that hangs may keep them from.
+/// The pool that saves responses. No other work can delay it.
 static SAVERS: PerProcess<Workers> = PerProcess::new(|_parent| Workers::default());
 
-/// Does `work` on a thread, as soon as one is free. It is under way when this returns, whatever becomes of the
-/// caller.
+/// Runs `work` on a thread as soon as one is free, whatever becomes of the caller.
 ///
 /// # Errors
-/// If no thread could be started, and there is none.
+/// If there is no thread, and none could be started.
 pub(crate) fn run(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     WORKERS.get().add(|state| state.ready.push_back(Box::new(work)))
 }
 
-/// As [`run`], for what a call brought: a rotated refresh token is lost if the process ends before it is saved.
+/// As [`run`], for saving a response: a rotated refresh token is lost if the process ends before the save.
 ///
 /// # Errors
-/// If no thread could be started, and there is none.
+/// If there is no thread, and none could be started.
 pub(crate) fn run_after_call(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     SAVERS.get().add(|state| state.ready.push_back(Box::new(work)))
 }
 
-/// As [`run`], at a point in time, unless the timer is dropped before.
+/// As [`run`], at a point in time, unless the timer is dropped first.
 ///
 /// # Errors
-/// If no thread could be started, and there is none.
+/// If there is no thread, and none could be started.
 pub(crate) fn run_at(time: Instant, work: impl FnOnce() + Send + 'static) -> io::Result<Timer> {
     let mut number = 0;
     WORKERS.get().add(|state| {
@@ -75,7 +74,7 @@ pub(crate) fn run_at(time: Instant, work: impl FnOnce() + Send + 'static) -> io:
     Ok(Timer { key: (time, number), process: Process::current() })
 }
 
-/// What is to be done later. Dropped before, it is not done.
+/// Scheduled work. Dropping it cancels the work.
 #[must_use]
 pub(crate) struct Timer {
     key: (Instant, u64),
@@ -83,7 +82,7 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
-    /// Lets it run, whoever is left.
+    /// Lets the work run without the timer.
     pub(crate) fn detach(mut self) {
         self.key.1 = 0;
     }
@@ -94,7 +93,7 @@ impl Drop for Timer {
         if self.process.is_current() && self.key.1 != 0 {
             let workers = WORKERS.get();
             let work = workers.state().later.remove(&self.key);
-            // What it has may be a timer as well.
+            // The work may own a timer itself.
             drop(work);
         }
     }
@@ -113,7 +112,7 @@ impl Workers {
             match worker {
                 Ok(_) => state.threads += 1,
                 Err(error) if state.threads == 0 => return Err(error),
-                // Those that there are do it, later.
+                // The existing threads will do it.
                 Err(_) => {}
             }
         }
@@ -123,7 +122,7 @@ impl Workers {
         Ok(())
     }
 
-    /// What a thread does until there is nothing to do.
+    /// The loop of a thread.
     fn work(&self) {
         let mut state = self.state();
         loop {
@@ -134,9 +133,9 @@ impl Workers {
             }
             if let Some(work) = state.ready.pop_front() {
                 drop(state);
-                // Whoever waits for it notices that it is gone.
+                // Its caller notices that it was dropped.
                 drop(catch_unwind(AssertUnwindSafe(work)));
-                // There may have been tokens on it, and the next work may be long in coming.
+                // There may be tokens on the stack, and the thread may stay idle for long.
                 zeroize::zeroize_stack::<STACK>();
                 state = self.state();
                 continue;
@@ -149,7 +148,7 @@ impl Workers {
             state = woken;
             let timed_out = timeout.timed_out();
             state.idle -= 1;
-            // One thread is enough to wait for what is to be done later.
+            // One thread is enough to wait for the timers.
             if timed_out && state.ready.is_empty() && (state.later.is_empty() || state.threads > 1) {
                 let is_due = state.later.keys().next().is_some_and(|(time, _)| *time <= Instant::now());
                 if !is_due {

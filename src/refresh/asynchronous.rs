@@ -1,4 +1,4 @@
-//! What asynchronous programs on Tokio call.
+//! The asynchronous functions that programs on Tokio call.
 
 use std::sync::Arc;
 use std::time::Duration;

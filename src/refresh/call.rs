@@ -1,4 +1,4 @@
-//! A call to the token endpoint: what it sends, and what its answer means.
+//! A call to the token endpoint: the request to send, and the interpretation of the response.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,10 +8,10 @@ use super::failure::RefreshFailure;
 use crate::cache::{ErrorResponse, TokenResponse, append_to_form, form_to_json, is_microsoft};
 use crate::secret::{Secret, SecretBytes};
 
-/// A refresh to make (RFC 6749 section 6): what the function given to `acquire` is called with.
+/// A refresh to make (RFC 6749 section 6): the argument of the function passed to `acquire`.
 ///
-/// [`form`](Self::form) is the body to send, and [`answer`](Self::answer) says what came of it. A program
-/// with an OAuth client of its own takes the parts instead, and returns a
+/// [`form`](Self::form) is the body to send, and [`answer`](Self::answer) interprets the response. A program
+/// with its own OAuth client uses the parts instead, and returns a
 /// [`TokenResponse`] or a [`RefreshFailure`] itself.
 ///
 /// ```
@@ -33,13 +33,13 @@ pub struct RefreshCall {
     request: Request,
 }
 
-/// A token to get without a refresh token: what the function given to
+/// A token to obtain without a refresh token: the argument of the function passed to
 /// [`acquire_for_application`](crate::PersistedTokenCache::acquire_for_application) or
-/// [`acquire_with`](crate::PersistedTokenCache::acquire_with) is called with.
+/// [`acquire_with`](crate::PersistedTokenCache::acquire_with).
 ///
 /// [`form`](Self::form) is the body of a client credentials request (RFC 6749 section 4.4), and
-/// [`answer`](Self::answer) says what came of it. A program that gets its token in another way (a managed
-/// identity, on behalf of a user, from another program) takes the parts instead.
+/// [`answer`](Self::answer) interprets the response. A program that obtains its token in another way (a managed
+/// identity, on behalf of a user, from another program) uses the parts instead.
 ///
 /// ```
 /// use tokenseal::TokenResponse;
@@ -56,7 +56,7 @@ pub struct MintCall {
     request: Request,
 }
 
-/// A call that a plan asks for.
+/// A call requested by a plan.
 #[derive(Debug)]
 pub(super) struct Call {
     /// `None` if the call needs none.
@@ -64,7 +64,7 @@ pub(super) struct Call {
     pub(super) request: Request,
 }
 
-/// What every call to a token endpoint says.
+/// The parameters of a token request.
 pub(super) struct Request {
     pub(super) client_id: String,
     pub(super) environment: String,
@@ -72,9 +72,9 @@ pub(super) struct Request {
     pub(super) scopes: Vec<String>,
     pub(super) claims: Option<String>,
     pub(super) token_endpoint: Option<String>,
-    /// A token's life counts from before the call: the machine may sleep between the answer and here.
+    /// A token's lifetime counts from before the call: the machine may sleep before the response is processed.
     pub(super) began: SystemTime,
-    /// Whether the form was made, so that these scopes are what was sent.
+    /// Whether the form was built, so that these scopes were sent.
     pub(super) has_sent_scopes: AtomicBool,
 }
 
@@ -88,7 +88,7 @@ impl RefreshCall {
         &self.refresh_token
     }
 
-    /// The client that asks.
+    /// The client id.
     pub fn client_id(&self) -> &str {
         &self.request.client_id
     }
@@ -98,24 +98,23 @@ impl RefreshCall {
         &self.request.environment
     }
 
-    /// The realm (tenant) that a token is wanted for, as far as the request or the cache says.
+    /// The requested realm (tenant), if the request or the cache names one.
     pub fn realm(&self) -> Option<&str> {
         self.request.realm.as_deref()
     }
 
-    /// The scopes that are wanted. A program that sends them by itself says so by
-    /// [`TokenResponse::requested_scopes`]; otherwise an answer without `scope` counts as one for the scopes
-    /// of the sign-in.
+    /// The requested scopes. A program that sends them itself passes them to
+    /// [`TokenResponse::requested_scopes`]; otherwise a response without `scope` has the scopes of the sign-in.
     pub fn scopes(&self) -> &[String] {
         &self.request.scopes
     }
 
-    /// The claims that are wanted, as JSON (`AcquireRequest::claims`).
+    /// The requested claims, as JSON (`AcquireRequest::claims`).
     pub fn claims(&self) -> Option<&str> {
         self.request.claims.as_deref()
     }
 
-    /// The URL of the token endpoint, where it is known: as the request named it, or at Microsoft's hosts.
+    /// The URL of the token endpoint, if known: from the request, or derived for Microsoft's hosts.
     pub fn token_endpoint(&self) -> Option<&str> {
         self.request.token_endpoint.as_deref()
     }
@@ -127,13 +126,13 @@ impl RefreshCall {
         self.request.form("refresh_token", Some(&self.refresh_token))
     }
 
-    /// Says what came of the request: tokens, or why there are none.
+    /// Interprets the server's response: returns the tokens, or the reason why there are none.
     ///
-    /// `content_type` and `retry_after` are the headers of that name, as they came; `Retry-After` may be a
-    /// number of seconds or a date. The body is JSON or form-encoded.
+    /// `content_type` and `retry_after` are the values of these headers; `Retry-After` may be a number of seconds
+    /// or a date. The body is JSON or form-encoded.
     ///
     /// # Errors
-    /// [`RefreshFailure`] if the answer is an error, of whatever status, or holds no token.
+    /// [`RefreshFailure`] if the response is an error, with whatever status, or has no token.
     pub fn answer(
         &self,
         status: u16,
@@ -150,7 +149,7 @@ impl MintCall {
         Self { request: call.request }
     }
 
-    /// The client that asks.
+    /// The client id.
     pub fn client_id(&self) -> &str {
         &self.request.client_id
     }
@@ -160,22 +159,22 @@ impl MintCall {
         &self.request.environment
     }
 
-    /// The realm (tenant) that a token is wanted for, if the request names one.
+    /// The requested realm (tenant), if the request names one.
     pub fn realm(&self) -> Option<&str> {
         self.request.realm.as_deref()
     }
 
-    /// The scopes that are wanted. A response that does not say which were granted counts as one for these.
+    /// The requested scopes. A response without `scope` is taken to grant these.
     pub fn scopes(&self) -> &[String] {
         &self.request.scopes
     }
 
-    /// The claims that are wanted, as JSON (`AcquireRequest::claims`).
+    /// The requested claims, as JSON (`AcquireRequest::claims`).
     pub fn claims(&self) -> Option<&str> {
         self.request.claims.as_deref()
     }
 
-    /// The URL of the token endpoint, where it is known: as the request named it, or at Microsoft's hosts.
+    /// The URL of the token endpoint, if known: from the request, or derived for Microsoft's hosts.
     pub fn token_endpoint(&self) -> Option<&str> {
         self.request.token_endpoint.as_deref()
     }
@@ -187,10 +186,10 @@ impl MintCall {
         self.request.form("client_credentials", None)
     }
 
-    /// Says what came of the request, as [`RefreshCall::answer`] does.
+    /// Interprets the server's response, as [`RefreshCall::answer`] does.
     ///
     /// # Errors
-    /// [`RefreshFailure`] if the answer is an error, of whatever status, or holds no token.
+    /// [`RefreshFailure`] if the response is an error, with whatever status, or has no token.
     pub fn answer(
         &self,
         status: u16,
@@ -285,11 +284,11 @@ impl Request {
     }
 }
 
-/// Whether a body is a form: so it says, or it is not JSON and has the members of one.
+/// Whether a body is form-encoded: by its content type, or because it is not JSON and looks like a form.
 fn is_form(content_type: Option<&str>, body: &SecretBytes) -> bool {
     let media_type = content_type.and_then(|named| named.split(';').next()).unwrap_or_default().trim();
     if media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
-        // Some servers say so of JSON.
+        // Some servers label JSON so.
         return !begins_like_json(body);
     }
     let text = trimmed(body);
@@ -299,7 +298,7 @@ fn is_form(content_type: Option<&str>, body: &SecretBytes) -> bool {
         begins(name) || text.windows(name.len() + 1).any(follows)
     };
     let is_json = media_type.to_ascii_lowercase().contains("json");
-    // Nothing that begins so is JSON, whatever it is called.
+    // JSON never begins so, whatever the content type.
     begins("access_token=")
         || begins("error=")
         || !is_json && !begins_like_json(body) && (has("access_token=") || has("error="))
@@ -309,7 +308,7 @@ fn begins_like_json(body: &SecretBytes) -> bool {
     trimmed(body).first() == Some(&b'{')
 }
 
-/// Without a byte order mark and blanks before it.
+/// Strips a byte order mark and surrounding blanks.
 fn trimmed(body: &SecretBytes) -> &[u8] {
     let text = body.expose();
     text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text).trim_ascii()
@@ -318,7 +317,7 @@ fn trimmed(body: &SecretBytes) -> &[u8] {
 /// `Retry-After`: seconds, or a date (RFC 9110 section 10.2.3).
 fn delay(header: &str) -> Option<Duration> {
     let header = header.trim();
-    // A header that a proxy doubled is one with a comma.
+    // A header doubled by a proxy has a comma.
     let first = header.split(',').next().unwrap_or_default().trim().trim_start_matches('+');
     if first.starts_with(|c: char| c.is_ascii_digit())
         && let Ok(seconds) = first.parse::<f64>()

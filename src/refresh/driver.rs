@@ -1,4 +1,4 @@
-//! What both drivers do: the steps of a plan that read, save and take leases.
+//! What both drivers share: the steps of a plan that read, save and take leases.
 
 pub(super) mod blocking;
 pub(super) mod caller;
@@ -32,14 +32,14 @@ use registry::Registry;
 use single_flight::Leader;
 use source::Source;
 
-/// How long those who ask for a token wait for it.
+/// How long a caller waits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// With others, in all.
+    /// For other callers, in total.
     pub(super) wait_timeout: Duration,
-    /// Until when to wait for others.
+    /// The deadline for other callers.
     pub(super) deadline: Instant,
-    /// Until when a call may begin: whoever asked for it waits no longer.
+    /// When it is too late to begin a call: its caller has stopped waiting.
     pub(super) begin_by: Instant,
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))] // A blocking call is never given up.
     pub(super) call_timeout: Duration,
@@ -55,17 +55,17 @@ pub(super) struct Driver {
     pub(super) patience: Patience,
     lease: Option<Lease>,
     has_leased: bool,
-    /// Since when it waits for a lease.
+    /// When the wait for a lease began.
     waits_since: Instant,
     pub(super) trace: trace::Refresh,
 }
 
-/// What a driver cannot do by itself: it would have to wait.
+/// A step that waits, which the blocking and the Tokio driver do in their own ways.
 pub(super) enum Next {
     /// Take this lease.
     Lease(LeaseName),
     Call(Box<Call>),
-    /// Everybody was told.
+    /// All callers have the outcome.
     Done,
 }
 
@@ -104,7 +104,7 @@ impl Driver {
         self.leased(lease)
     }
 
-    /// Takes a lease that nobody else of this process has; gives the lane back if another process has it.
+    /// Takes a lease within the lane of this process; returns the lane if another process has the lease.
     #[cfg(feature = "tokio")]
     pub(super) fn lease_in_lane(&mut self, name: &LeaseName, in_lane: InLane) -> Result<Next, InLane> {
         match self.registry.lease_in_lane(&self.source, name, in_lane) {
@@ -119,7 +119,7 @@ impl Driver {
         Arc::clone(&self.registry.credential(name).lane)
     }
 
-    /// The wait for a lease was in vain.
+    /// The wait for a lease timed out.
     #[cfg(feature = "tokio")]
     pub(super) fn lease_timed_out(&mut self, name: &LeaseName) -> Next {
         let error = self.timed_out(name);
@@ -139,7 +139,7 @@ impl Driver {
         self.go_on(step)
     }
 
-    /// Whether the call may begin. Nobody may be waiting for it any more; those who wait are told.
+    /// Checks whether the call may still begin. If not, the waiting callers get an error.
     pub(super) fn may_call(&mut self, is_given_up: bool) -> Result<(), Box<Next>> {
         let begin_by = self.patience.begin_by;
         if self.leader.as_ref().is_some_and(|leader| leader.call_begins(is_given_up, begin_by)) {
@@ -160,7 +160,7 @@ impl Driver {
         self.trace_failure(&called);
         let now = SystemTime::now();
         let step = match &mut self.lease {
-            // A child that was forked in the call has not got the lease.
+            // A child forked during the call does not hold the lease.
             Some(lease) => match lease.check_process() {
                 Ok(()) => self.plan.answered(called, &mut lease.held, now),
                 Err(error) => self.plan.give_up(error),
@@ -254,7 +254,7 @@ impl Driver {
     }
 
     fn unreadable(&self, error: Error) -> AcquireError {
-        // Somebody else is reading it, or the key store hangs.
+        // Another caller is reading it, or the key store hangs.
         let is_late = error.is_key_unavailable() && deadline::left(self.patience.deadline).is_zero();
         if !is_late {
             return error.into();
@@ -269,7 +269,7 @@ impl Driver {
         Home::of(&self.source, name).timed_out(self.patience.wait_timeout)
     }
 
-    /// Gives back the lease. What is pending is tried to be saved once more.
+    /// Releases the lease, after one more attempt to save what is pending.
     fn release(&mut self) {
         if let Some(mut lease) = self.lease.take() {
             lease.save_leftover(&self.source);
@@ -318,7 +318,7 @@ impl Driver {
         {
             self.registry.pause_early(&self.wanted.request, pause, failure);
         }
-        // What could not be saved is tried again when nobody waits for it any more.
+        // Another save is attempted after the callers have their outcome.
         let lease = self.lease.take().filter(|lease| !lease.held.pending.is_empty());
         if let Some(leader) = self.leader.take() {
             leader.finish(outcome);

@@ -8,8 +8,8 @@ use super::failure::Cause;
 use crate::persisted::Error;
 use crate::secret::Secret;
 
-/// Why [`acquire`](crate::PersistedTokenCache::acquire) gave no token. One that is shared by all who
-/// waited for the same refresh; no variant shows a secret.
+/// Why [`acquire`](crate::PersistedTokenCache::acquire) returned no token. All callers that waited for the same
+/// refresh share it. No variant shows a secret.
 ///
 /// ```
 /// use tokenseal::AcquireError;
@@ -25,38 +25,38 @@ use crate::secret::Secret;
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcquireError {
-    /// Only the user can go on: there is no refresh token, or the server does not take it.
+    /// The user must sign in again: there is no refresh token, or the server rejected it.
     #[error("sign in again: {reason}")]
     #[non_exhaustive]
     SignInRequired {
         /// Why.
         reason: SignInReason,
-        /// The claims that the sign-in is to bring, if the server said so: see
+        /// The claims to request at the sign-in, if the server named any: see
         /// [`claims`](AcquireError::claims).
         claims: Option<Secret>,
     },
 
-    /// The account has tokens of several realms, or the name of the account is that of several users, and the
-    /// request does not say which. Nothing was sent.
+    /// The request is ambiguous: the account has tokens of several realms, or its id is that of several users.
+    /// Nothing was sent.
     #[error("{what}; nothing was sent")]
     #[non_exhaustive]
     Ambiguous {
-        /// What the request does not say, and how to say it.
+        /// What the request omits, and how to name it.
         what: &'static str,
     },
 
-    /// The identity provider could not be asked, or could not answer. All tokens are kept.
+    /// The identity provider was unreachable, or could not answer. All tokens are kept.
     #[error("the access token could not be refreshed; the tokens are kept, try again in {retry_after:?}")]
     #[non_exhaustive]
     Unavailable {
-        /// Until then nobody tries: the back-off that all processes share.
+        /// The remaining back-off, which all processes share.
         retry_after: Duration,
-        /// What the call said. `None` if another process made it.
+        /// The failure of the call. `None` if another process made it.
         #[source]
         cause: Option<FailedCall>,
     },
 
-    /// The server granted something else than what was asked for. What it granted is in the cache.
+    /// The server granted other scopes than those requested. The token is in the cache.
     #[error(
         "the server granted `{granted}`, which does not cover what was asked for; if it means the same, \
          name the scopes with `TokenResponse::granted_scopes`"
@@ -67,37 +67,37 @@ pub enum AcquireError {
         granted: String,
     },
 
-    /// The answer had no access token. What else it had is in the cache.
+    /// The response had no access token. Its other tokens are in the cache.
     #[error("the server sent no access token")]
     NoAccessToken,
 
-    /// The response had no id token of this user and client. What else it had is in the cache.
+    /// The response had no id token of this user and client. Its other tokens are in the cache.
     #[error("the server sent no id token; ask for the scope `openid`")]
     NoIdToken,
 
-    /// What was to be done once was reported as done, and is not there
+    /// The work succeeded, and `look` found nothing afterwards
     /// ([`run_once`](crate::PersistedTokenCache::run_once)).
-    #[error("what was to be done once was reported as done, and the cache does not show it")]
+    #[error("the work was reported as done, and its result was not found")]
     NotDone,
 
-    /// The server gave the access token that the cache has already, and it does not last longer; or the
-    /// one that is to be replaced ([`AcquireRequest::replacing`](crate::refresh::AcquireRequest::replacing)).
-    #[error("the server gave the very access token that is to be replaced")]
+    /// The server returned the access token that was already cached and does not last longer, or the one to
+    /// replace ([`AcquireRequest::replacing`](crate::refresh::AcquireRequest::replacing)).
+    #[error("the server returned the access token that is to be replaced")]
     SameToken,
 
-    /// The access token had expired when it came (`expires_in` was zero or less).
+    /// The access token had already expired (`expires_in` was zero or less).
     #[error(
-        "the server sent an access token that had expired when it came; if that means that it does not \
+        "the server sent an access token that had already expired; if that means that it does not \
          expire, say so with `TokenResponse::without_expiry`"
     )]
     #[non_exhaustive]
     ExpiredToken {
-        /// Until then nobody asks again for the same.
+        /// How long the same request is not repeated.
         retry_after: Duration,
     },
 
-    /// The server refused the request, whoever makes it. The refresh token is kept. It is not asked the
-    /// same again for two minutes, and longer each time, up to an hour.
+    /// The server refused the request. The refresh token is kept. The same request is not repeated for two
+    /// minutes, and longer each time, up to an hour.
     #[error(
         "the server refused the request: {error}; check the client and the scopes, a sign-in does not help"
     )]
@@ -107,18 +107,18 @@ pub enum AcquireError {
         error: String,
     },
 
-    /// Somebody else is refreshing this token, or reading the cache, and has not finished in time.
+    /// Another caller is refreshing this token, or reading the cache, and did not finish in time.
     #[error(
-        "another refresh was not finished within {waited:?} (lock: {lock}, held by {})",
-        holder.map_or("nobody who noted it".into(), |pid| format!("process {pid}"))
+        "another refresh did not finish within {waited:?} (lock: {lock}, held by {})",
+        holder.map_or("an unknown process".into(), |pid| format!("process {pid}"))
     )]
     #[non_exhaustive]
     WaitTimedOut {
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
-        /// The process that noted itself as the holder, if one did.
+        /// The process id of the holder, if known.
         holder: Option<u32>,
-        /// What it holds: the lock file, or a lock in memory.
+        /// The lock: a file, or a lock in memory.
         lock: String,
     },
 
@@ -126,7 +126,7 @@ pub enum AcquireError {
     #[error("the token endpoint did not answer within {waited:?}; the tokens are kept")]
     #[non_exhaustive]
     CallTimedOut {
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
     },
 
@@ -136,31 +136,31 @@ pub enum AcquireError {
     )]
     NoAccount,
 
-    /// A token of the application itself is asked for, and the query names an account.
+    /// A token of the application itself was requested, but the query names an account.
     #[error("an account is named, and the application's own tokens belong to none: use `acquire_with`")]
     NamesAccount,
 
-    /// A token is asked for that needs no refresh token, and the query names no identity provider.
+    /// A token without a refresh token was requested, but the query names no identity provider.
     #[error("no identity provider is named: name its host with `AccessTokenQuery::environment`")]
     NoEnvironment,
 
-    /// A refresh guard was asked for while a renewed refresh token is in this process's memory only,
-    /// because it cannot be saved.
+    /// A refresh guard was requested while a renewed refresh token is in this process's memory only, because it
+    /// could not be saved.
     #[error(
         "a renewed refresh token could not be saved yet, and the one in the cache must not be used; make \
          the cache writable, and try again"
     )]
     #[non_exhaustive]
     NotSaved {
-        /// Why it could not.
+        /// Why it could not be saved.
         source: Arc<Error>,
     },
 
-    /// What is under way was not finished in time (`settle`).
+    /// A refresh did not finish in time (`settle`).
     #[error("a refresh was still under way after {waited:?}")]
     #[non_exhaustive]
     NotSettled {
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
     },
 
@@ -173,11 +173,11 @@ pub enum AcquireError {
     #[error("there is no Tokio runtime here: await this in a task of one")]
     NoRuntime,
 
-    /// The operating system gave no thread to refresh in.
+    /// The operating system could not start a thread for the refresh.
     #[error("no thread could be started to refresh in; close programs, or raise the limit of threads")]
     #[non_exhaustive]
     NoThread {
-        /// What it said.
+        /// The cause.
         source: Arc<std::io::Error>,
     },
 }
@@ -186,17 +186,16 @@ pub enum AcquireError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignInReason {
-    /// The cache has no refresh token that fits.
+    /// The cache has no suitable refresh token.
     #[error("there is no refresh token for this account and client")]
     NoRefreshToken,
-    /// The account was signed out while the refresh was under way. What came back was thrown away.
+    /// The account was signed out during the refresh. The response was discarded.
     #[error("the account was signed out meanwhile")]
     SignedOut,
-    /// The server's answer was about another user (OpenID Connect Core section 12.2). Nothing of it was
-    /// kept.
+    /// The response was about another user (OpenID Connect Core section 12.2), and was discarded.
     #[error("the server answered with the tokens of another user")]
     OtherUser,
-    /// The server did not take the refresh token.
+    /// The server rejected the refresh token.
     #[error("the server answered {error}{}", sub_error.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
     #[non_exhaustive]
     Rejected {
@@ -207,8 +206,8 @@ pub enum SignInReason {
     },
 }
 
-/// What a failed call to the token endpoint said, as the `source()` of an [`AcquireError`]. Its own
-/// `source()` is the error that the call returned.
+/// A failed call to the token endpoint, as the `source()` of an [`AcquireError`]. Its own `source()` is the
+/// error that the call returned.
 #[derive(Debug, Clone)]
 pub struct FailedCall(pub(super) Cause);
 
@@ -229,7 +228,7 @@ impl AcquireError {
         Self::SignInRequired { reason, claims: None }
     }
 
-    /// A word for the reason, and the error code that the server sent, if it sent one.
+    /// Returns a word for the reason, and the server's error code, if any.
     pub(super) fn reason(&self) -> (&'static str, Option<&str>) {
         match self {
             Self::SignInRequired { reason, .. } => match reason {
@@ -259,18 +258,18 @@ impl AcquireError {
         }
     }
 
-    /// A refresh ended without saying how.
+    /// The error of a refresh that ended without an outcome.
     pub(super) fn unexplained() -> Self {
         Self::Unavailable { retry_after: Duration::ZERO, cause: None }
     }
 
-    /// Whether nothing but a sign-in helps.
+    /// Whether the user must sign in again.
     pub fn is_sign_in_required(&self) -> bool {
         matches!(self, Self::SignInRequired { .. })
     }
 
-    /// The claims that the sign-in is to bring, as JSON (Entra's claims challenge, RFC 9470): pass them to
-    /// the authorization endpoint as `claims`.
+    /// The claims to request at the sign-in, as JSON (Entra's claims challenge, RFC 9470): pass them to the
+    /// authorization endpoint as `claims`.
     pub fn claims(&self) -> Option<&str> {
         match self {
             Self::SignInRequired { claims, .. } => claims.as_ref().map(Secret::expose),
@@ -278,8 +277,8 @@ impl AcquireError {
         }
     }
 
-    /// Whether the same request may succeed a little later: the server was out of reach, or somebody
-    /// else was not done in time.
+    /// Whether the same request may succeed a little later: the server was unreachable, or another caller did not
+    /// finish in time.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -291,7 +290,7 @@ impl AcquireError {
         )
     }
 
-    /// How long to wait before another try makes sense, where it is known.
+    /// How long to wait before trying again, if known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. } | Self::ExpiredToken { retry_after } => Some(*retry_after),

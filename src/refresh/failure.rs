@@ -1,4 +1,4 @@
-//! What a call to the token endpoint says when it brings no tokens.
+//! Why a call to the token endpoint failed.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,29 +9,29 @@ use super::meaning::{self, Meaning};
 use crate::cache::{Body, CacheError, ErrorResponse, code};
 use crate::secret::{Secret, SecretBytes};
 
-/// An error of the caller's, shared by all who waited for the call. It is never printed from here.
+/// The error of a call, shared by all callers that waited for it. It is never printed here.
 #[derive(Clone)]
 pub(super) struct Cause(pub(super) Arc<dyn StdError + Send + Sync>);
 
 impl fmt::Debug for Cause {
-    /// What a client's error shows may be anything, a token too.
+    /// A client's error may show anything, even a token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Cause(..)")
     }
 }
 
-/// Why a call to the token endpoint brought no tokens: what the function given to `acquire` returns
-/// instead of a [`TokenResponse`](crate::TokenResponse). [`RefreshCall::answer`](crate::refresh::RefreshCall::answer)
-/// makes it of what the server sent.
+/// Why a call to the token endpoint failed: the function passed to `acquire` returns it instead of a
+/// [`TokenResponse`](crate::TokenResponse). [`RefreshCall::answer`](crate::refresh::RefreshCall::answer)
+/// makes one from the server's response.
 ///
-/// Three kinds must be told apart, for the first needs the user and the others do not:
+/// There are three kinds; only the first needs the user:
 ///
 /// - the server **rejected** the refresh token (`invalid_grant`, RFC 6749 section 5.2), or wants the
 ///   user to be asked something;
 /// - it **refused** the request for another reason (`invalid_scope`, `invalid_client`): this request
-///   is not repeated for two minutes, others are free to go;
-/// - anything else is **transient**: no connection, a timeout, a status 429 or 5xx, an answer that
-///   cannot be read. The tokens stay, and nobody tries again before the back-off is over.
+///   is not repeated for two minutes, and others are not affected;
+/// - anything else is **transient**: no connection, a timeout, a status 429 or 5xx, a response that
+///   cannot be read. The tokens are kept, and nobody tries again before the back-off is over.
 ///
 /// ```
 /// use std::time::Duration;
@@ -58,7 +58,7 @@ pub(super) enum Reason {
     Refused {
         error: String,
     },
-    /// A status of refusal without a code: only this request is known to fail.
+    /// An error status without an error code: only this request is known to fail.
     Unexplained {
         status: u16,
         retry_after: Option<Duration>,
@@ -74,20 +74,20 @@ pub(super) enum Reason {
 pub(super) struct Rejection {
     pub(super) error: String,
     pub(super) sub_error: Option<String>,
-    /// Whether the refresh token is surely of no use any more.
+    /// Whether the refresh token is certainly invalid.
     pub(super) ends_token: bool,
-    /// The claims that the sign-in is to bring. Not to be shown: they may be about a user.
+    /// The claims to request at the sign-in. They may be about a user, and are not shown.
     pub(super) claims: Option<Secret>,
 }
 
-/// The one code that says that a refresh token is dead (RFC 6749 section 5.2).
+/// The only code for an invalid refresh token (RFC 6749 section 5.2).
 const INVALID_GRANT: &str = "invalid_grant";
 
-/// The sub-error by which Entra ID says that the token is dead.
+/// Entra ID's sub-error for an invalid refresh token.
 const BAD_TOKEN: &str = "bad_token";
 
 impl RefreshFailure {
-    /// A word for the outcome of a call, and the error code that the server sent, if it sent one.
+    /// Returns a word for the outcome, and the server's error code, if any.
     pub(super) fn outcome(&self) -> (&'static str, Option<&str>) {
         match &self.0 {
             Reason::Rejected(rejection) => ("rejected", Some(&rejection.error)),
@@ -97,12 +97,12 @@ impl RefreshFailure {
         }
     }
 
-    /// The server rejected the refresh token, with this error code: `invalid_grant`, or one by which it
-    /// asks for the user, such as `interaction_required`.
+    /// The server rejected the refresh token with this error code: `invalid_grant`, or one that requires the
+    /// user, such as `interaction_required`.
     ///
-    /// The rejected token is removed from the cache if it is surely dead: the code is `invalid_grant`, and
-    /// the [sub-error](Self::sub_error) is `bad_token` or there is none. Otherwise it may do for another
-    /// request, and stays. Whoever asked is told to sign in again.
+    /// The token is removed from the cache if it is certainly invalid: the code is `invalid_grant`, and the
+    /// [sub-error](Self::sub_error) is `bad_token` or absent. Otherwise it may work for another request, and
+    /// is kept. Callers are told to sign in again.
     pub fn rejected(error: impl AsRef<str>) -> Self {
         let error = code(error.as_ref());
         let ends_token = error.eq_ignore_ascii_case(INVALID_GRANT);
@@ -126,14 +126,13 @@ impl RefreshFailure {
         Self(Reason::Refused { error: code(error.as_ref()) })
     }
 
-    /// The call failed in a way that says nothing about the refresh token. `cause` becomes the
-    /// `source()` of the error that the waiting callers get, so it must not show a token.
+    /// The call failed for a reason unrelated to the refresh token. `cause` becomes the `source()` of the error
+    /// that the callers get, so it must not show a token.
     pub fn transient(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self(Reason::Transient { retry_after: None, cause: Cause(Arc::from(cause.into())) })
     }
 
-    /// When the server says that it may be asked again (RFC 9110 section 10.2.3). It counts up to five
-    /// minutes.
+    /// The delay that the server asks for (RFC 9110 section 10.2.3), up to five minutes.
     pub fn retry_after(mut self, delay: Duration) -> Self {
         if let Reason::Transient { retry_after, .. } | Reason::Unexplained { retry_after, .. } = &mut self.0 {
             *retry_after = Some(delay);
@@ -141,8 +140,8 @@ impl RefreshFailure {
         self
     }
 
-    /// Classifies the status and the body of an answer that is an error (RFC 6749 section 5.2). Nothing of
-    /// the body but its codes and `claims` is kept.
+    /// Classifies an error response by its status and body (RFC 6749 section 5.2). Only the codes and `claims`
+    /// of the body are kept.
     ///
     /// A refusal is definite with a status 400, 401, 403 or 422, or a success whose body is an error, as
     /// GitHub and Slack send it, and a code: `error`, or in other providers' forms `error.code`,
@@ -176,14 +175,14 @@ impl RefreshFailure {
         }
     }
 
-    /// Whether the server rejected the refresh token, or asks for the user.
+    /// Whether the server rejected the refresh token, or requires the user.
     pub fn is_rejected(&self) -> bool {
         matches!(self.0, Reason::Rejected(_))
     }
 }
 
 impl From<CacheError> for RefreshFailure {
-    /// An answer that is not a token response: a proxy's page, say, or an error with a status of success.
+    /// The response is not a token response, but a proxy's page, for example, or an error with a success status.
     fn from(error: CacheError) -> Self {
         match error {
             CacheError::ErrorResponse { error } => {

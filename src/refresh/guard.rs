@@ -1,4 +1,4 @@
-//! The right to use a refresh token, for those who load, call and save by themselves.
+//! A lock on a refresh token, for callers that load, request and save by themselves.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,14 +17,13 @@ use crate::cache::{
 use crate::deadline;
 use crate::persisted::Error;
 
-/// The right to use one refresh token, the first that its query finds, until it is dropped. Meanwhile
-/// nobody else uses it: no other guard and no [`acquire`](crate::PersistedTokenCache::acquire), in any
-/// process that shares the cache.
+/// A lock on one refresh token, the first that its query finds. Until it is dropped, no other guard and no
+/// [`acquire`](crate::PersistedTokenCache::acquire) uses that token, in any process that shares the cache.
 ///
-/// It belongs to nobody in particular: it can be kept in a struct, sent to another thread and dropped
-/// there. A killed process lets go of it.
+/// It is not bound to a thread: it can be stored, sent to another thread and dropped there. If the process is
+/// killed, the lock is released.
 ///
-/// A guard is not available while a back-off holds everybody up.
+/// No guard is available during a back-off.
 ///
 /// ```
 /// # use std::sync::Arc;

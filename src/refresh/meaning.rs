@@ -1,10 +1,9 @@
-//! What an error code of a token endpoint means.
+//! The meaning of error codes of token endpoints.
 
-/// What is to be done about an error code.
+/// How to react to an error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The user must sign in, or be asked something: the refresh token is not taken, or may do for another
-    /// request only.
+    /// The user must act: the refresh token is rejected, or works for other requests only.
     UserIsNeeded,
     /// The same request may succeed later.
     Later,

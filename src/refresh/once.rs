@@ -1,4 +1,4 @@
-//! What must be done once, under a name: its terms, and where its result is found.
+//! Work that must be done once, under a name: its terms, and the lookup of its result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,11 @@ use super::plan::pending::overlaid;
 use super::request::AcquireRequest;
 use crate::cache::{AccessTokenQuery, TokenCache};
 
-/// How long to wait, unless the request says otherwise: a user may be signing in.
+/// The default time to wait: a user may be signing in.
 const TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// What to do once, and on what terms. A plain `&str` is one as well, with the usual terms.
+/// The name and the terms of work that must be done once. A plain `&str` converts to one with the default
+/// terms.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,8 +34,7 @@ pub struct OnceRequest<'a> {
 }
 
 impl<'a> OnceRequest<'a> {
-    /// Something under this name: callers that use the same name share one run. The name is hashed before it is
-    /// stored anywhere.
+    /// Names the work: callers with the same name share one run. Only a hash of the name is stored.
     pub fn new(name: &'a str) -> Self {
         Self { name, wait_timeout: TIMEOUT, call_timeout: TIMEOUT, tries_now: false }
     }
@@ -52,14 +52,13 @@ impl<'a> OnceRequest<'a> {
         self
     }
 
-    /// Does the work now, although it failed a moment ago: for a user who says "try again". Never call it in a
-    /// loop.
+    /// Ignores back-offs and remembered refusals: for a user who says "try again". Never use it in a loop.
     pub fn try_now(mut self) -> Self {
         self.tries_now = true;
         self
     }
 
-    /// The query of a request that asks for no token.
+    /// The query of a request without a token.
     pub(super) fn query() -> AccessTokenQuery {
         AccessTokenQuery::for_application(String::new()).any_scope()
     }
@@ -79,7 +78,7 @@ impl<'a> From<&'a str> for OnceRequest<'a> {
 
 type Look<T> = dyn Fn(&TokenCache) -> Option<T> + Send + Sync;
 
-/// How a cache is searched for what was done.
+/// The lookup of the result.
 pub(super) struct Search<T>(Arc<Look<T>>);
 
 impl<T: 'static> Search<T> {
@@ -93,7 +92,7 @@ impl<T: 'static> Search<T> {
         Purpose::Once(Once { name: request.name.to_owned(), is_done })
     }
 
-    /// Finds what was done, saved or not.
+    /// Looks up the result, saved or not.
     pub(super) fn result(&self, source: &Source, registry: &Registry) -> Result<T, AcquireError> {
         let pending = registry.pending();
         let found = source.read_in_memory(|cache| overlaid(cache, &pending, |cache| (self.0)(cache)))?;

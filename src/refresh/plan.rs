@@ -1,6 +1,6 @@
-//! What to do next to get a token: decisions, without I/O, a clock, a thread or a runtime.
+//! Decides the next step of a refresh, without I/O, a clock, a thread or a runtime.
 //!
-//! A driver does what a [`Step`] says and tells the plan what it saw; the plan answers with the next step.
+//! A driver executes a [`Step`] and reports what it saw; the plan returns the next step.
 //!
 //! ```text
 //! begin ─► Read ─► Lease ─► Read ─► Call ─► Read ─► Save ─► Read ─► Finish
@@ -39,24 +39,24 @@ use pending::overlaid;
 use refusal::Verdict;
 use step::{Called, Leftover, Outcome, Read, Step};
 
-/// How long after an early refresh that was in vain the next one is tried, unless the server says.
+/// The pause after a failed early refresh, unless the server asks for another.
 const EARLY_PAUSE: Duration = Duration::from_secs(1);
 
-/// One way to a token, from the first look to what all who wait are told.
+/// One refresh, from the first lookup to the result for all waiting callers.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     wanted: Arc<Wanted>,
     state: State,
-    /// Refresh tokens that must not be sent any more.
+    /// Refresh tokens that must no longer be sent.
     spent: Vec<Secret>,
-    /// Why the user must sign in, if nothing else is left.
+    /// The error to report if no other refresh token is left.
     error: AcquireError,
-    /// What the plan does wrong on purpose: the walk is to notice.
+    /// A fault to simulate, which the walk must detect.
     #[cfg(test)]
     fault: Option<Fault>,
 }
 
-/// What a plan can do wrong.
+/// The faults that a plan can simulate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(test), allow(dead_code))]
 enum Fault {
@@ -73,33 +73,33 @@ enum Fault {
     BlocksForEver,
 }
 
-/// What the plan waits to be told.
+/// The event that the plan waits for.
 #[derive(Debug, Clone)]
 enum State {
-    /// What the cache has, before any lease.
+    /// The content of the cache, before taking a lease.
     Looking,
-    /// Whether the lease was taken.
+    /// The outcome of taking the lease.
     Leasing,
-    /// What the cache has under the lease: somebody may have refreshed, signed in or out, since the last look.
+    /// The content of the cache under the lease: it may have changed since the last lookup.
     LookingAgain,
-    /// What came of a call, and when that began.
+    /// The outcome of a call, and when the call began.
     Calling(Box<Candidate>, SystemTime),
-    /// Whether the cache would take the answer, as far as can be told from what is in memory.
+    /// The cache in memory, to check whether it accepts the response.
     Checking(Box<Answer>),
-    /// Whether what is pending was saved.
+    /// The outcome of a save.
     Saving(After),
-    /// What the cache has of the answer.
+    /// The cache with the response, to judge the response by.
     Judging(Box<Answer>),
-    /// Whether what was done shows.
+    /// The cache, to check whether the work shows in it.
     Done(Box<Candidate>),
-    /// What became of the refresh token that came with an error, which the failure is remembered of.
+    /// The cache with the refresh token that came with an error: the failure is recorded for that token.
     Failing(Box<Failed>),
-    /// Which token may be served instead.
+    /// The cache, to find a token to serve instead.
     FallingBack(AcquireError),
     Ended,
 }
 
-/// What follows a save.
+/// The step after a save.
 #[derive(Debug, Clone)]
 enum After {
     Judge(Box<Answer>),
@@ -107,26 +107,26 @@ enum After {
     LookAgain,
 }
 
-/// An answer with tokens.
+/// A response with tokens.
 #[derive(Debug, Clone)]
 struct Answer {
     response: Arc<TokenResponse>,
     sent: Candidate,
     /// The token that was asked for.
     token: Option<Secret>,
-    /// Until when the cache had this very token before.
+    /// The expiry of this very token in the cache before the call.
     known_until: Option<i64>,
     has_expired: bool,
-    /// It is an error in spite of its tokens.
+    /// Set if the response is an error although it has tokens.
     failure: Option<Reason>,
 }
 
-/// A call that brought no tokens.
+/// A call without a token response.
 #[derive(Debug, Clone)]
 struct Failed {
     reason: Reason,
     sent: Candidate,
-    /// What came with it: a refresh token.
+    /// The refresh token that came with the error.
     came: Option<Arc<TokenResponse>>,
 }
 
@@ -149,7 +149,7 @@ impl Plan {
     }
 
     #[cfg(not(test))]
-    #[allow(clippy::unused_self)] // Only a test has it do anything wrong.
+    #[allow(clippy::unused_self)] // Only tests simulate faults.
     fn has(&self, _: Fault) -> bool {
         false
     }
@@ -157,7 +157,7 @@ impl Plan {
     /// The first step.
     pub(super) fn begin(&mut self) -> Step {
         if let Some(token) = self.wanted.refused.as_ref().filter(|token| token.is_endless()) {
-            // It was taken to live for ever; the service says that it does not.
+            // It was assumed not to expire; the service says otherwise.
             return Step::Forget(Box::new(token.clone()));
         }
         self.look()
@@ -182,12 +182,12 @@ impl Plan {
 
     /// The lease was taken.
     pub(super) fn leased(&mut self, held: &Held) -> Step {
-        // Under another lease nothing shows that these are spent.
+        // Under another lease nothing else records that these are spent.
         self.spent.extend(held.pending.spent());
         self.look_again()
     }
 
-    /// The lease was not taken: `None` if it is not free and not worth waiting for.
+    /// The lease was not taken. `None`: it is not free, and not worth waiting for.
     pub(super) fn not_leased(&mut self, error: Option<AcquireError>) -> Step {
         match error {
             Some(_) if self.has(Fault::BlocksForEver) => self.look(),
@@ -196,11 +196,10 @@ impl Plan {
         }
     }
 
-    /// Ends the plan with an error, once it is known what may be served instead.
+    /// Ends the plan with an error, after looking for a token to serve instead.
     pub(super) fn give_up(&mut self, error: AcquireError) -> Step {
         self.state = State::FallingBack(error);
-        // Without waiting; and if the cache has changed and cannot be read, not from before: somebody may
-        // have signed out.
+        // Never waits, and never uses an outdated state: the user may have signed out.
         Step::Read(Read::IfCurrent)
     }
 
@@ -214,7 +213,7 @@ impl Plan {
         self.finish(Outcome::Acquired(Acquired { token, origin, save_failure, failure: None }))
     }
 
-    /// The cache could not be read as the last step asked for.
+    /// The cache could not be read.
     pub(super) fn unreadable(
         &mut self,
         error: AcquireError,
@@ -231,7 +230,7 @@ impl Plan {
         }
     }
 
-    /// The cache as the last step asked for, without what is pending.
+    /// The cache was read, without pending changes.
     pub(super) fn read(&mut self, cache: &TokenCache, held: Option<&mut Held>, now: SystemTime) -> Step {
         let pending = held.as_ref().filter(|_| !self.has(Fault::LooksWithoutWhatIsPending));
         let pending = pending.map(|held| held.pending.clone()).unwrap_or_default();
@@ -263,7 +262,7 @@ impl Plan {
         }
     }
 
-    /// What to do about what the cache has.
+    /// Decides from the content of the cache.
     fn decide(&mut self, cache: &TokenCache, held: Option<&Held>, now: SystemTime) -> Step {
         loop {
             let candidate = match self.wanted.look(cache, &self.spent, now) {
@@ -283,7 +282,7 @@ impl Plan {
                     return self.give_up(AcquireError::Unavailable { retry_after, cause: None });
                 }
                 match held.refusal(&self.wanted.request, &candidate.mark, now) {
-                    // Another token may do.
+                    // Another refresh token may succeed.
                     Some((left, verdict @ (Verdict::Rejected(_) | Verdict::OtherUser)))
                         if candidate.token.is_some() =>
                     {
@@ -318,7 +317,7 @@ impl Plan {
         Call { refresh_token: sent.token.as_ref().map(RefreshToken::secret), request }
     }
 
-    /// What came of the call.
+    /// The call ended.
     #[cfg_attr(not(feature = "tokio"), allow(unused_variables))] // A blocking call is never given up.
     pub(super) fn answered(&mut self, called: Called, held: &mut Held, now: SystemTime) -> Step {
         let State::Calling(sent, began) = std::mem::replace(&mut self.state, State::Ended) else {
@@ -341,13 +340,12 @@ impl Plan {
                 Reason::Transient { retry_after: None, cause: Cause(Arc::from(Box::from(why))) }
             }
         };
-        // Of the token that was sent: somebody may have signed in meanwhile, and that one is not refused.
+        // The failure is that of the token that was sent, not of a newer sign-in.
         let mark = sent.mark.clone();
         self.failed(Failed { reason, sent, came: None }, &mark, held, now)
     }
 
-    /// Remembers why a call brought no tokens, of this refresh token: the one that was sent, or one that came
-    /// in its place with the error.
+    /// Records a failure for a refresh token: the one that was sent, or the one that came with the error.
     fn failed(&mut self, failed: Failed, mark: &TokenMark, held: &mut Held, now: SystemTime) -> Step {
         let request = &self.wanted.request;
         match failed.reason {
@@ -372,7 +370,7 @@ impl Plan {
         }
     }
 
-    /// The server does not take this refresh token, or asks for the user.
+    /// The server rejected this refresh token, or requires user interaction.
     fn rejected(
         &mut self,
         sent: Candidate,
@@ -392,7 +390,7 @@ impl Plan {
             return self.look_again();
         }
         if (rejection.ends_token || self.has(Fault::RetiresWhatIsAlive)) && sent.is_own {
-            // Only where this very token stands: a newer one may have come meanwhile.
+            // Only rows with this very token are removed: a newer one may have arrived.
             held.pending.retire(token);
             self.state = State::Saving(After::LookAgain);
             return Step::Save;
@@ -401,7 +399,7 @@ impl Plan {
         self.look_again()
     }
 
-    /// Completes an answer, before it is known whether the cache takes it.
+    /// Completes a response, before checking whether the cache accepts it.
     fn keep(&mut self, response: TokenResponse, began: SystemTime, sent: Candidate) -> Step {
         let mut response = self.wanted.completed(response, &sent);
         response.received_at.get_or_insert(began);
@@ -446,11 +444,11 @@ impl Plan {
                     held.refused(&self.wanted.request, mark, Verdict::OtherUser, None, now);
                     return self.try_another(SignInReason::OtherUser, answer.sent);
                 }
-                // The server said yes, and what it sent is not a token response.
+                // The status is a success, but the body is not a token response.
                 Err(error) => answer.failure = Some(RefreshFailure::transient(error).0),
             }
         }
-        // Whatever refresh token is in it is the one that works from now on.
+        // A refresh token in it has replaced the one that was sent.
         let Answer { response, sent, failure, .. } = answer;
         let reason = failure.unwrap_or(Reason::Unexplained { status: 200, retry_after: None });
         let rest = response.refresh_token_only().filter(|rest| cache.fork().add(rest).is_ok());
@@ -472,12 +470,12 @@ impl Plan {
         self.look_again()
     }
 
-    /// What was pending was saved, or could not be.
+    /// A save ended, successfully or not.
     pub(super) fn saved(&mut self) -> Step {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Saving(After::Judge(answer)) => {
                 self.state = State::Judging(answer);
-                // If the cache cannot be read, nothing was saved, and what the server has just given is good.
+                // If the cache cannot be read, nothing was saved, and the new tokens are in memory.
                 Step::Read(Read::NewestOrInMemory)
             }
             State::Saving(After::Fail(failed)) => {
@@ -489,7 +487,7 @@ impl Plan {
         }
     }
 
-    /// What the answer means, as the cache has it.
+    /// Judges a response by what the cache has of it.
     fn judge(&mut self, answer: Answer, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
         let Answer { response, sent, token, known_until, has_expired, .. } = answer;
         if matches!(self.wanted.purpose, Purpose::Once(_)) {
@@ -514,22 +512,22 @@ impl Plan {
             (None, _) => self.wanted.purpose.missing(),
             (Some(_), _) if has_expired => Verdict::Expired,
             (Some(token), _) if self.wanted.is_refused(token) => Verdict::SameToken,
-            // It expired while the call lasted, or while the machine slept.
+            // It expired during the call, or while the machine slept.
             (Some(token), None) if self.wanted.has_expired(cache, token, sent.owner(), now) => {
                 Verdict::Expired
             }
             (Some(_), None) if matches!(self.wanted.purpose, Purpose::IdToken) => Verdict::NoIdToken,
             (Some(_), None) => Verdict::NotGranted(response.granted().unwrap_or_else(|| sent.scopes())),
-            // The same token once more is of use only if it lasts longer now.
+            // The same token is useful only if it lasts longer now.
             (Some(_), Some(came)) if came.is_no_better_than(known_until) => Verdict::SameToken,
             (Some(_), Some(came)) => {
                 held.granted(&self.wanted.request);
                 return self.finish_with(came.token, TokenSource::Refreshed, Some(held));
             }
         };
-        // The same request would only bring the same again.
+        // The same request would have the same result.
         held.answered();
-        // Once the same token has expired, the server has another.
+        // When the token expires, the server will issue another.
         let is_same = matches!(verdict, Verdict::SameToken);
         let until = token.as_ref().filter(|_| is_same);
         let until = until.and_then(|token| self.wanted.left_of(cache, token, sent.owner(), now));
@@ -537,7 +535,7 @@ impl Plan {
         self.give_up(verdict.into_error(left))
     }
 
-    /// Whether the cache shows what was to be done once.
+    /// Checks whether the cache shows that the work was done.
     fn judge_done(&mut self, mark: &TokenMark, cache: &TokenCache, held: &mut Held, now: SystemTime) -> Step {
         let query = &self.wanted.query;
         if let Some(done) = self.wanted.purpose.find(cache, query, Life::Fresh, None) {
@@ -551,7 +549,7 @@ impl Plan {
     }
 }
 
-/// How long early refreshes pause after this outcome of one, and why.
+/// Returns how long to pause early refreshes after this outcome, and the failure.
 pub(super) fn early_pause(outcome: &Outcome) -> Option<(Duration, Option<AcquireError>)> {
     let (pause, failure) = match outcome {
         Outcome::Acquired(acquired) => {

@@ -1,4 +1,4 @@
-//! What to acquire and on what terms, and what was acquired.
+//! The request to acquire a token, and its result.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use super::error::AcquireError;
 use crate::cache::{AccessToken, AccessTokenQuery};
 use crate::persisted::Error;
 
-/// How long to wait for the refresh that somebody else makes, unless the request says otherwise.
+/// The default time to wait for another caller's refresh.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a call to the token endpoint may take, unless the request says otherwise.
+/// The default time for a call to the token endpoint.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which access token to acquire, and on what terms. A plain `&AccessTokenQuery` is one as well, with
-/// the usual terms.
+/// Which token to acquire, and on what terms. A plain `&AccessTokenQuery` converts to one with the default
+/// terms.
 ///
 /// ```
 /// use std::time::Duration;
@@ -44,10 +44,9 @@ pub struct AcquireRequest<'a> {
 }
 
 impl<'a> AcquireRequest<'a> {
-    /// A token that `query` describes, which must name an account.
+    /// Asks for a token that `query` describes.
     ///
-    /// A token counts as fresh if it outlives the query's skew, or half of its own lifetime where that
-    /// is shorter.
+    /// A token is fresh if it outlives the query's skew, or half of its own lifetime if that is shorter.
     pub fn new(query: &'a AccessTokenQuery) -> Self {
         Self {
             query,
@@ -62,14 +61,14 @@ impl<'a> AcquireRequest<'a> {
         }
     }
 
-    /// The family that the client belongs to, where it is known better than from the cache.
+    /// The family that the client belongs to, if the cache does not know it.
     pub fn family_id(mut self, family_id: &'a str) -> Self {
         self.family_id = Some(family_id);
         self
     }
 
-    /// Any token but this one: the service refused it although it has not expired. If somebody has
-    /// refreshed it meanwhile, the newer one is taken without another call.
+    /// Asks for any token but this one, which the service refused although it has not expired. If another caller
+    /// has refreshed it meanwhile, the newer token is returned without a call.
     pub fn replacing(mut self, refused: &'a AccessToken) -> Self {
         self.refused = Some(refused);
         self
@@ -81,40 +80,38 @@ impl<'a> AcquireRequest<'a> {
         self
     }
 
-    /// Claims that the token must bring, as JSON: what a service asked for (Entra's claims challenge, RFC
-    /// 9470). They are sent, and no token that is in the cache is taken in the place of the one that comes.
+    /// Claims that the token must have, as JSON: what a service asked for (Entra's claims challenge, RFC 9470).
+    /// They are sent, and no cached token is returned.
     pub fn claims(mut self, claims: &'a str) -> Self {
         self.claims = Some(claims);
         self
     }
 
-    /// Asks the server now, although it failed or refused a moment ago: for a user who says "try again".
-    /// Never call it in a loop.
+    /// Ignores back-offs and remembered refusals: for a user who says "try again". Never use it in a loop.
     pub fn try_now(mut self) -> Self {
         self.tries_now = true;
         self
     }
 
-    /// How long to wait for others: 60 seconds unless set. A call that this caller makes itself is waited
-    /// for up to its [own timeout](Self::call_timeout), and so is its save.
+    /// How long to wait for other callers: 60 seconds by default. A caller waits for its own call up to the
+    /// [call timeout](Self::call_timeout), and for its save.
     pub fn wait_timeout(mut self, timeout: Duration) -> Self {
         self.wait_timeout = timeout;
         self
     }
 
-    /// How long the call to the token endpoint may take: 30 seconds unless set.
+    /// How long the call to the token endpoint may take: 30 seconds by default.
     ///
-    /// An asynchronous call is given up then. A blocking one cannot be: whoever waits gets an error,
-    /// and the refresh token stays locked until the call returns, for it may have been used. Set a
-    /// timeout on the HTTP client as well.
+    /// An asynchronous call is dropped then. A blocking one cannot be: its callers get an error, and the refresh
+    /// token stays locked until the call returns, because it may have been used. Set a timeout on the HTTP
+    /// client as well.
     pub fn call_timeout(mut self, timeout: Duration) -> Self {
         self.call_timeout = timeout;
         self
     }
 
-    /// Whether a token that has expired may be served while the identity provider is out of reach, up
-    /// to the end of its extended lifetime (`ext_expires_in`): no, unless allowed. Ask the service
-    /// whether it accepts such tokens.
+    /// Whether an expired token may be returned while the identity provider is unreachable, up to the end of its
+    /// extended lifetime (`ext_expires_in`). The default is no. The service must accept such tokens.
     pub fn allow_extended_lifetime(mut self, allow: bool) -> Self {
         self.allows_extended_lifetime = allow;
         self
@@ -181,10 +178,10 @@ pub struct Acquired<T = AccessToken> {
 pub enum TokenSource {
     /// It was in the cache, and fresh.
     Cache,
-    /// It was got by the refresh token just now, by this caller or by somebody it waited for.
+    /// It was just refreshed, by this caller or by one that it waited for.
     Refreshed,
-    /// It was in the cache and is still valid. It should have been refreshed, but that did not succeed
-    /// ([`Acquired::failure`]), or somebody else is about to.
+    /// It was in the cache and is still valid. A refresh was due, but failed ([`Acquired::failure`]) or is in
+    /// progress.
     StillValid,
     /// It has expired and is within its extended lifetime, which the request allowed.
     ExtendedLifetime,
@@ -219,8 +216,7 @@ impl<T> Acquired<T> {
         self.origin
     }
 
-    /// Whether what the cache knows of this token outlives the process. Where it does not, the save is
-    /// tried again in the background and at each later call.
+    /// Whether the tokens are saved. If not, the save is tried again in the background and at each later call.
     pub fn is_persisted(&self) -> bool {
         self.save_failure.is_none()
     }
@@ -230,7 +226,7 @@ impl<T> Acquired<T> {
         self.save_failure.as_deref()
     }
 
-    /// Why it is an older token ([`TokenSource::StillValid`], [`TokenSource::ExtendedLifetime`]).
+    /// Why an older token was returned ([`TokenSource::StillValid`], [`TokenSource::ExtendedLifetime`]).
     pub fn failure(&self) -> Option<&AcquireError> {
         self.failure.as_ref()
     }

@@ -1,4 +1,4 @@
-//! What programs call that may block.
+//! The blocking functions that programs call.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,7 +16,7 @@ use crate::refresh::plan::credential::{Credential, Purpose};
 use crate::refresh::plan::step::Called;
 use crate::refresh::request::{AcquireRequest, Acquired};
 
-/// More stack than the work of a refresh was seen to use, the caller's function apart.
+/// More stack than a refresh was observed to use, without the caller's function.
 const STACK: usize = 64 * 1024;
 
 /// Acquires what is asked for: at once, as a follower, or by leading a refresh.
@@ -47,7 +47,7 @@ where
     }
 }
 
-/// On a thread of its own: whoever waits may go, and the call and its save run to completion.
+/// Runs on its own thread: if the caller stops waiting, the call and its save still run to completion.
 fn drive_on_a_thread<F>(driver: Driver, call: Option<F>) -> Result<(), AcquireError>
 where
     F: FnMut(Call) -> Result<Option<TokenResponse>, RefreshFailure> + Send + 'static,
@@ -61,7 +61,7 @@ where
     started.map(drop).map_err(|source| AcquireError::NoThread { source: Arc::new(source) })
 }
 
-/// Goes on with a refresh to its end.
+/// Runs a refresh to completion.
 pub(crate) fn drive<F>(mut driver: Driver, mut call: F)
 where
     F: FnMut(Call) -> Result<Option<TokenResponse>, RefreshFailure>,
@@ -78,7 +78,7 @@ where
                     };
                     driver.answered(match answer {
                         Ok(answer) => Called::Answered(answer.map(|tokens| tokens.map(Box::new))),
-                        // What a panic says may be anything, a secret too.
+                        // The panic message may contain anything, even a secret.
                         Err(_) => Called::Lost("the call panicked"),
                     })
                 }

@@ -1,4 +1,4 @@
-//! One caller's way to a token: look, lead a flight or follow one, wait, judge what comes of it.
+//! One caller's path to a token: look it up, lead or join a flight, wait, and judge the outcome.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,28 +19,28 @@ use crate::refresh::plan::step::{Leftover, Outcome};
 use crate::refresh::request::{AcquireRequest, Acquired, TokenSource};
 use crate::secret::Secret;
 
-/// How long a leader's own work may take before its call begins: to read the cache, to take a free lock.
+/// How long a leader may take to read the cache and take a free lock before its call begins.
 const OWN_WORK: Duration = Duration::from_millis(500);
 
-/// What a caller is to do.
+/// The next step of a caller.
 pub(crate) enum Step {
     Done(Result<Acquired<Credential>, AcquireError>),
     Wait(Arc<Flight<Outcome>>),
 }
 
-/// What the first look says.
+/// The result of the first lookup.
 enum Found {
     Fresh(Credential),
-    /// It is valid, and the server would like to see it refreshed.
+    /// Valid, but the server asked for an early refresh.
     Due(Credential),
     Nothing,
 }
 
-/// Looks for a token that need not be refreshed. Never waits: if the cache must be read again, that is
-/// left to the one driver that does it for all.
+/// Looks for a token that need not be refreshed. Never waits: if the cache must be read again, the leader
+/// does that for all callers.
 fn look(source: &Source, request: &AcquireRequest<'_>, purpose: &Purpose) -> Result<Found, AcquireError> {
     if request.claims.is_some() {
-        // A service that asks for claims takes no token of before.
+        // A service that asks for claims rejects the tokens issued before.
         return Ok(Found::Nothing);
     }
     let refused = request.refused.map(AccessToken::secret);
@@ -60,13 +60,13 @@ pub(crate) struct Caller<'a> {
     id: FlightKey,
     means: Means,
     has_led: bool,
-    /// A valid token that the server would like to see refreshed.
+    /// A valid token for which the server asked for an early refresh.
     due: Option<Credential>,
     deadline: Instant,
 }
 
 impl<'a> Caller<'a> {
-    /// Takes the token that need not be refreshed, if there is one.
+    /// Returns a token that need not be refreshed, or else a caller that waits for one.
     pub(crate) fn new(
         source: &'a Source,
         registry: impl FnOnce() -> Arc<Registry>,
@@ -88,7 +88,7 @@ impl<'a> Caller<'a> {
             (Purpose::Mint, _, None) => return Err(AcquireError::NoEnvironment),
             (Purpose::Mint | Purpose::Once(_), ..) => Means::Mint,
         };
-        // The refresh could never be saved while this thread waits for it under the lock.
+        // While this thread holds the lock and waits, the refresh could never be saved.
         source.check_not_in_hand()?;
         Ok(Err(Self {
             source,
@@ -109,7 +109,7 @@ impl<'a> Caller<'a> {
     }
 
     pub(crate) fn patience(&self) -> Patience {
-        // The patience of a leader is with others, whom its own refresh waits for until the deadline.
+        // A leader's deadline limits only how long its refresh waits for other processes.
         let deadline = if self.has_led { self.begin_by() } else { self.deadline };
         Patience { deadline, call_timeout: self.request.call_timeout, is_leader: self.has_led }
     }
@@ -122,8 +122,7 @@ impl<'a> Caller<'a> {
         self.request.query.now.unwrap_or_else(SystemTime::now)
     }
 
-    /// Joins the flight for this request; if there is none, has `lead` begin one. An early refresh makes
-    /// nobody wait.
+    /// Joins the flight for this request, or begins one with `lead`. Nobody waits for an early refresh.
     pub(crate) fn join(&mut self, lead: impl FnOnce(Driver) -> Result<(), AcquireError>) -> Step {
         let due = self.due.take();
         let still_valid =
@@ -137,7 +136,7 @@ impl<'a> Caller<'a> {
         match (self.registry.flights.join(&self.id), due) {
             (Joined::Follower(_), Some(token)) => still_valid(token, None),
             (Joined::Follower(flight), None) => Step::Wait(flight),
-            // It led before, and what came of it was refused: that cannot be.
+            // It has led before, and a leader always accepts its own outcome.
             (Joined::Leader(_), None) if self.has_led => {
                 Step::Done(self.fall_back(AcquireError::unexplained(), None))
             }
@@ -183,7 +182,7 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// What an outcome means for this caller; `None` if it must try again.
+    /// Judges an outcome for this caller; `None` if it must try again.
     pub(crate) fn judge(
         &mut self,
         waited: Waited<Outcome>,
@@ -195,10 +194,10 @@ impl<'a> Caller<'a> {
                 }
                 Ok(acquired)
             }
-            // The early refresh of somebody who does not need it was not worth waiting for.
+            // The leader had a valid token, and did not wait for the lease.
             Waited::Finished(Outcome::Busy) if !self.has_led => return None,
             Waited::Finished(Outcome::Busy) => Err(AcquireError::unexplained()),
-            // Whoever led it had less patience.
+            // The leader had a shorter deadline.
             Waited::Finished(Outcome::Failed { error: AcquireError::WaitTimedOut { .. }, .. })
                 if !self.has_led && !deadline::left(self.deadline).is_zero() =>
             {
@@ -216,14 +215,14 @@ impl<'a> Caller<'a> {
         })
     }
 
-    /// A token that may be served although it should have been refreshed.
+    /// Returns a token that may be served although it was not refreshed.
     fn fall_back(
         &self,
         error: AcquireError,
         leftover: Option<Leftover>,
     ) -> Result<Acquired<Credential>, AcquireError> {
         let now = self.now();
-        // After a sign-out nothing is served any more, and of several users nobody's.
+        // Nothing is served after a sign-out, or if the user is ambiguous.
         let ends_all = matches!(
             error,
             AcquireError::SignInRequired { reason: SignInReason::SignedOut, .. }
@@ -246,14 +245,14 @@ impl<'a> Caller<'a> {
         Ok(Acquired { token, origin, save_failure, failure: Some(error) })
     }
 
-    /// For whoever cannot wait for the one who knows better: what is in memory, saved or not.
+    /// After a timeout, returns what is in memory, saved or not.
     fn give_up(&self, error: AcquireError) -> Result<Acquired<Credential>, AcquireError> {
         let pending = self.registry.pending();
         let refused = self.request.refused.map(AccessToken::secret);
         let find =
             |cache: &TokenCache, life| self.purpose.find(cache, self.request.query, life, refused.as_ref());
         let save_failure = || pending.iter().find_map(Pending::failure);
-        // Not from before the cache was changed: somebody may have signed out.
+        // Never from an outdated state: the user may have signed out.
         let found = self.source.read_if_current(|cache| {
             let saved = find(cache, Life::Fresh);
             overlaid(cache, &pending, |cache| {
@@ -263,7 +262,7 @@ impl<'a> Caller<'a> {
             })
         });
         match found {
-            // It is not saved yet, which may be what the other one waits for.
+            // It may be unsaved: that may be what the other caller waits for.
             Ok(Some((Some(token), _))) => Ok(Acquired {
                 token,
                 origin: TokenSource::Cache,
@@ -286,7 +285,7 @@ impl<'a> Caller<'a> {
         self.request.refused.map(AccessToken::secret)
     }
 
-    /// Says which lock it was, and who was noted to hold it.
+    /// Returns the timeout error, naming the lock and its holder.
     fn timed_out(&self) -> AcquireError {
         let wanted = self.wanted(false);
         match self.source.read_in_memory(|cache| wanted.lease_name(cache)) {

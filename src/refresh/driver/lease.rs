@@ -1,5 +1,5 @@
-//! The lease of a refresh token: one thread or task of one process at a time, by a lock within the process and
-//! a lock file among all.
+//! The lease of a refresh token, for one thread or task of one process at a time: a lock within the process,
+//! and a lock file among processes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::refresh::plan::names::LeaseName;
 use crate::refresh::plan::status::Status;
 use crate::store::{FileLock, LockFile, StoreError};
 
-/// How long to wait before a failed save is tried again, at first and at the most.
+/// The intervals between attempts to save, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Registry {
-    /// Waits for the lease of a refresh token, in this process and among all.
+    /// Waits for the lease of a refresh token.
     pub(crate) fn lease(
         &self,
         source: &Source,
@@ -47,7 +47,7 @@ impl Registry {
         }
     }
 
-    /// Takes the lease if it is free; `None` if somebody else has it.
+    /// Takes the lease if it is free; `None` if it is taken.
     pub(crate) fn lease_if_free(
         &self,
         source: &Source,
@@ -58,7 +58,7 @@ impl Registry {
         Ok(self.lease_in_lane(source, name, in_lane)?.ok())
     }
 
-    /// Takes the lease for whoever has the lane; gives the lane back if another process has the lease.
+    /// Takes the lease from within the lane; returns the lane if another process has the lease.
     pub(crate) fn lease_in_lane(
         &self,
         source: &Source,
@@ -73,7 +73,7 @@ impl Registry {
 /// Where a lease lives.
 #[derive(Debug, Clone)]
 pub(crate) enum Home {
-    /// In a lock file; the status stands beside it.
+    /// In a lock file, with the status beside it.
     File {
         lock: PathBuf,
         status: PathBuf,
@@ -99,7 +99,7 @@ impl Home {
         }
     }
 
-    /// Says who is to blame, as far as that was noted.
+    /// Returns the timeout error, naming the holder if it was recorded.
     pub(crate) fn timed_out(&self, waited: Duration) -> AcquireError {
         match self {
             Self::File { lock, status } => AcquireError::WaitTimedOut {
@@ -123,9 +123,9 @@ pub(crate) struct Lease {
     credential: Arc<Credential>,
     home: Home,
     process: Process,
-    /// Whether what is pending was tried to be saved under this lease.
+    /// Whether a save was attempted under this lease.
     has_tried: bool,
-    /// Whether a holder is noted beside the lock: this process, or one that was killed.
+    /// Whether the status names a holder: this process, or one that was killed.
     is_noted: bool,
     // Dropped in this order: the lock among processes, then the one within.
     lock: Option<FileLock>,
@@ -148,13 +148,13 @@ impl Lease {
             (Home::File { lock: path, .. }, None) => match lock(&LockFile::new(path.clone()))? {
                 Ok(Some(lock)) => Some(lock),
                 Ok(None) => return Ok(Err(in_lane)),
-                // One flight at a time in this process is all that can be had.
+                // Then only the threads of this process can be excluded.
                 Err(error) if is_read_only(&error, path) => None,
                 Err(error) => return Err(Error::from(error).into()),
             },
         };
         let remembered = credential.remembered();
-        // Those who cannot wait for this lease look at what is remembered.
+        // Callers that time out read it from the registry.
         let pending = remembered.pending.clone();
         let unwritten = remembered.status.clone();
         drop(remembered);
@@ -168,12 +168,12 @@ impl Lease {
         Ok(Ok(Self { held, credential, home, process, has_tried: false, is_noted, lock, _in_lane: in_lane }))
     }
 
-    /// Whether other processes are kept out as well.
+    /// Whether other processes are excluded as well.
     pub(crate) fn covers_other_processes(&self) -> bool {
         self.lock.is_some() && self.process.is_current()
     }
 
-    /// Fails in a child that was forked meanwhile: the lease is its parent's.
+    /// Fails in a forked child: the lease is its parent's.
     pub(crate) fn check_process(&self) -> Result<(), AcquireError> {
         if self.process.is_current() {
             return Ok(());
@@ -185,7 +185,7 @@ impl Lease {
         Err(Error::from(StoreError::Forked { path }).into())
     }
 
-    /// Saves what is pending. What cannot be saved stays, for all to see.
+    /// Saves pending changes. Those that cannot be saved remain visible to all threads.
     pub(crate) fn save(&mut self, source: &Source) {
         if !self.process.is_current() {
             return;
@@ -195,14 +195,14 @@ impl Lease {
         self.credential.remembered().pending = self.held.pending.clone();
     }
 
-    /// Saves what an earlier holder could not save.
+    /// Saves the changes that an earlier holder could not save.
     pub(crate) fn save_leftover(&mut self, source: &Source) {
         if !self.has_tried {
             self.save(source);
         }
     }
 
-    /// Sees to it that what is pending is saved as soon as it can be, whether or not anybody calls.
+    /// Keeps trying to save pending changes in the background.
     pub(crate) fn save_later(&self, source: &Source, registry: &Arc<Registry>) {
         let mut remembered = self.credential.remembered();
         if self.held.pending.is_empty() || remembered.has_saver {
@@ -213,14 +213,14 @@ impl Lease {
         remembered.has_saver = saver.spawn(move || save_when_possible(&source, &registry, &name)).is_ok();
     }
 
-    /// Notes who uses the refresh token, for those who wait in vain.
+    /// Records the holder, for the errors of callers that time out.
     pub(crate) fn begin_use(&mut self) {
         self.held.status.holder = Some(std::process::id());
         self.is_noted = true;
         self.write_status();
     }
 
-    /// Ends the use: what others should know stays beside the lock.
+    /// Publishes the status, or removes it if it is empty.
     fn end_use(&mut self) {
         if !std::mem::take(&mut self.is_noted) {
             return;
@@ -242,7 +242,7 @@ impl Lease {
             .home
             .status_path()
             .is_some_and(|path| self.lock.is_some() && status_file::write(status, path).is_ok());
-        // What cannot be told to others is at least remembered here.
+        // A status that cannot be written is kept in this process.
         self.credential.remembered().status = (!is_written && !status.is_empty()).then(|| status.clone());
     }
 }
@@ -254,7 +254,7 @@ impl Drop for Lease {
         }
         let keeps_lock = self.held.pending.has_renewed_tokens();
         if keeps_lock {
-            // Whoever waits for the lock in vain should know where it is, and what came of the call.
+            // Waiters that time out need to see the holder and the outcome of the call.
             self.begin_use();
         } else {
             self.end_use();
@@ -280,8 +280,8 @@ fn save_when_possible(source: &Source, registry: &Registry, name: &LeaseName) {
     }
 }
 
-/// Whether a lock file cannot be made because nothing can be written there at all. One that is there and
-/// cannot be opened may be held by somebody.
+/// Whether a lock file cannot be created because the directory is not writable. An existing file that cannot
+/// be opened may be held.
 fn is_read_only(error: &StoreError, path: &Path) -> bool {
     use std::io::ErrorKind;
     let StoreError::File(FileError::Io { source, .. }) = error else { return false };

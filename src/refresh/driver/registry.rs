@@ -1,5 +1,5 @@
-//! What a process remembers of the refreshes of a cache: flights, pauses, and what could not be saved or
-//! noted of each refresh token.
+//! The in-process state of a cache's refreshes: flights, pauses, and what could not be saved or published for
+//! each refresh token.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,26 +21,26 @@ use crate::refresh::plan::step::Outcome;
 use crate::store::FileLock;
 use crate::sync::{Mutex, MutexGuard};
 
-/// How long to wait before a save is tried again by whoever waits for it.
+/// The interval between attempts to save while a caller waits for that.
 const BETWEEN_SAVES: Duration = Duration::from_millis(250);
 
-/// All that a process knows of the refreshes of one cache, whichever handle they are made through.
+/// The state of the refreshes of one cache in this process, for all its handles.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     pub(crate) flights: Arc<SingleFlight<FlightKey, Outcome>>,
     credentials: Mutex<HashMap<LeaseName, Arc<Credential>>>,
-    /// Until when a request is not worth another early refresh, and why: one has failed.
+    /// Until when early refreshes of a request pause, and the failure.
     early_pauses: Mutex<HashMap<RequestId, EarlyPause>>,
 }
 
-/// An early refresh has failed.
+/// A failed early refresh.
 #[derive(Debug, Clone)]
 pub(crate) struct EarlyPause {
     until: Instant,
     pub(crate) failure: Option<AcquireError>,
 }
 
-/// What a process knows of one refresh token.
+/// The state of one refresh token in this process.
 #[derive(Debug, Default)]
 pub(crate) struct Credential {
     pub(crate) lane: Arc<Lane>,
@@ -53,16 +53,16 @@ pub(crate) struct Credential {
 pub(crate) struct Remembered {
     /// What could not be saved yet.
     pub(crate) pending: Pending,
-    /// Held on to while a renewed refresh token is in memory only: whoever else used the one in the
-    /// cache would send it a second time.
+    /// Kept while a renewed refresh token is in memory only, so that no other process sends the one in the
+    /// cache again.
     pub(crate) lock: Option<FileLock>,
-    /// What could not be noted beside the lock.
+    /// The status that could not be written.
     pub(crate) status: Option<Status>,
-    /// Whether a thread is about to try again to save.
+    /// Whether a thread will try to save again.
     pub(crate) has_saver: bool,
 }
 
-/// Which cache a registry is of.
+/// Identifies the cache of a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Of {
     File(PathBuf),
@@ -72,8 +72,7 @@ enum Of {
 
 type Registries = std::sync::Mutex<HashMap<Of, Arc<Registry>>>;
 
-/// The registries of all caches that something is to be known about. A child that is forked begins with none:
-/// what is under way is under way in its parent.
+/// The registries of all caches. A forked child begins with none: the refreshes in progress are its parent's.
 static REGISTRIES: PerProcess<Registries> = PerProcess::new(|_parent| Registries::default());
 
 impl Registry {
@@ -91,13 +90,13 @@ impl Registry {
         Arc::clone(registries.entry(of).or_default())
     }
 
-    /// Whether an early refresh for this request failed a moment ago, and why.
+    /// Returns the pause of early refreshes for this request, if there is one.
     pub(crate) fn early_pause(&self, request: &RequestId) -> Option<EarlyPause> {
         let pauses = self.early_pauses();
         pauses.get(request).filter(|pause| !deadline::left(pause.until).is_zero()).cloned()
     }
 
-    /// Makes early refreshes for this request pause.
+    /// Pauses early refreshes for this request.
     pub(crate) fn pause_early(&self, request: &RequestId, pause: Duration, failure: Option<AcquireError>) {
         let mut pauses = self.early_pauses();
         pauses.retain(|_, pause| !deadline::left(pause.until).is_zero());
@@ -108,7 +107,7 @@ impl Registry {
         self.early_pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for all that is under way, and saves what could not be saved.
+    /// Waits for all refreshes in progress, and saves pending changes.
     pub(crate) fn settle(self: &Arc<Self>, source: &Source, within: Duration) -> Result<(), AcquireError> {
         source.check_not_in_hand()?;
         let deadline = deadline::after(within);
@@ -136,14 +135,14 @@ impl Registry {
         }
     }
 
-    /// What could not be saved yet, of any refresh token.
+    /// Returns the pending changes of all refresh tokens.
     pub(crate) fn pending(&self) -> Vec<Pending> {
         let credentials: Vec<_> = self.credentials().values().map(Arc::clone).collect();
         let pending = credentials.iter().map(|credential| credential.remembered().pending.clone());
         pending.filter(|pending| !pending.is_empty()).collect()
     }
 
-    /// Where asynchronous waiters for the right to use a refresh token stand in line.
+    /// Returns the queue of asynchronous waiters for a guard.
     #[cfg(feature = "tokio")]
     pub(crate) fn guard_queue(&self, name: &LeaseName) -> Arc<tokio::sync::Semaphore> {
         let credential = self.credential(name);
@@ -173,7 +172,7 @@ impl Credential {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether nobody uses it and nothing is to be remembered.
+    /// Whether it is unused and has nothing to keep.
     fn is_idle(self: &Arc<Self>) -> bool {
         let remembered = self.remembered();
         #[cfg(feature = "tokio")]

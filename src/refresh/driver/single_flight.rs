@@ -1,5 +1,5 @@
-//! One at a time within a process: whoever asks first leads, and those who ask for the same meanwhile
-//! take what comes of it.
+//! Single flight within a process: the first caller leads, and concurrent callers with the same key share the
+//! outcome.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use crate::deadline;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// The flights that are under way.
+/// The flights in progress.
 #[derive(Debug)]
 pub(crate) struct SingleFlight<K, V> {
     under_way: Mutex<HashMap<K, Arc<Flight<V>>>>,
     ended: Condvar,
 }
 
-/// One flight, as those who wait for it see it.
+/// One flight, as its waiters see it.
 #[derive(Debug)]
 pub(crate) struct Flight<V> {
     state: Mutex<State<V>>,
@@ -29,7 +29,7 @@ pub(crate) struct Flight<V> {
 #[derive(Debug)]
 struct State<V> {
     progress: Progress<V>,
-    /// Asynchronous waiters so far: each has a number of its own.
+    /// The number of asynchronous waiters so far, which numbers them.
     #[cfg(feature = "tokio")]
     waiters: u64,
     wakers: BTreeMap<u64, Waker>,
@@ -42,46 +42,46 @@ enum Progress<V> {
     Crashed,
 }
 
-/// How far a flight has got.
+/// The progress of a flight.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    /// It waits for others.
+    /// It waits for other processes.
     Waiting,
-    /// It makes a call: since when, if the call is not given up by itself.
+    /// It is making a call. The time is when it began, unless the call ends itself at its deadline.
     Calling(Option<Instant>),
-    /// The call is over, and what it brought is being saved.
+    /// The call is over, and its outcome is being saved.
     Saving,
 }
 
-/// What came of waiting.
+/// The result of a wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Waited<V> {
     Finished(V),
-    /// Whoever led it panicked.
+    /// The leader panicked.
     Crashed,
     /// The waiter's own deadline passed.
     TimedOut,
-    /// The call takes longer than the waiter lets it.
+    /// The call took longer than the waiter allows.
     CallTimedOut,
 }
 
-/// How long somebody waits.
+/// How long a waiter waits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     /// In all.
     pub(crate) deadline: Instant,
     /// For the call, from when it began.
     pub(crate) call_timeout: Duration,
-    /// Whether it is for a call of one's own: that, and its save, are waited for whatever `deadline` says. A
-    /// program that ended meanwhile would lose the token that comes.
+    /// Whether the waiter leads the flight: it waits for its own call and save regardless of `deadline`. A
+    /// program that ended meanwhile would lose the new token.
     pub(crate) is_leader: bool,
 }
 
-/// How somebody takes part in a flight.
+/// The role of a caller in a flight.
 pub(crate) enum Joined<K: Eq + Hash + Clone, V: Clone> {
-    /// Nobody had begun: lead.
+    /// There was no flight: lead it.
     Leader(Leader<K, V>),
-    /// Somebody has: wait.
+    /// There is one: wait for it.
     Follower(Arc<Flight<V>>),
 }
 
@@ -141,18 +141,17 @@ impl<K: Eq + Hash + Clone, V: Clone> SingleFlight<K, V> {
 }
 
 impl<K: Eq + Hash + Clone, V: Clone> Leader<K, V> {
-    /// What to wait for.
+    /// The state to wait on.
     pub(crate) fn flight(&self) -> Arc<Flight<V>> {
         Arc::clone(&self.flight)
     }
 
-    /// Tells those who wait that a call begins, and whether it is given up by itself when its time is over.
-    /// `false` if it is the first one and `begin_by` is over: the leader may have gone, and nobody would
-    /// wait for what comes.
+    /// Announces that a call begins, and whether it ends itself at its deadline. Returns `false` if it is the
+    /// first call and too late: the leader may have stopped waiting.
     #[must_use]
     pub(crate) fn call_begins(&self, is_given_up: bool, begin_by: Instant) -> bool {
         let began = (!is_given_up).then(Instant::now);
-        // Whoever looks at the progress meanwhile has the lock, and judges by the same point in time.
+        // Under the lock, so that waiters judge by the same point in time.
         let may_begin = |progress: &Progress<V>| {
             let waits_for_first = matches!(progress, Progress::UnderWay(Phase::Waiting));
             !waits_for_first || !deadline::left(begin_by).is_zero()
@@ -160,7 +159,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Leader<K, V> {
         self.flight.set_if(may_begin, Progress::UnderWay(Phase::Calling(began)))
     }
 
-    /// Tells those who wait that the call is over.
+    /// Announces that the call is over.
     pub(crate) fn call_ended(&self) {
         self.flight.set(Progress::UnderWay(Phase::Saving));
     }
@@ -171,7 +170,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Leader<K, V> {
     }
 
     fn end(&self, progress: Progress<V>) {
-        // Whoever comes now looks into the cache, and leads another flight only if that does not help.
+        // A later caller looks into the cache first, and leads another flight only if necessary.
         let mut under_way = self.flights.under_way();
         if under_way.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
             under_way.remove(&self.key);
@@ -228,7 +227,7 @@ impl<V: Clone> Flight<V> {
         }
     }
 
-    /// What has come of it, or until when to wait at the most.
+    /// Returns the result, or the latest time to wait until.
     #[cfg(feature = "tokio")]
     pub(crate) fn look(&self, patience: Patience) -> Result<Waited<V>, Instant> {
         ended(&self.state().progress, patience)
@@ -250,7 +249,7 @@ impl<'a, V: Clone> Waiting<'a, V> {
         Self { flight, number: state.waiters }
     }
 
-    /// Ready as soon as there is something new to look at: the end, or less time than `until`.
+    /// Ready when there is news: the end, or an earlier deadline than `until`.
     pub(crate) fn poll(&self, patience: Patience, until: Instant, context: &Context<'_>) -> Poll<()> {
         let mut state = self.flight.state();
         if ended(&state.progress, patience).map_or_else(|new| new < until, |_| true) {
@@ -268,7 +267,7 @@ impl<V> Drop for Waiting<'_, V> {
     }
 }
 
-/// What has come of a flight, or until when to wait at the most.
+/// Returns the result of a flight, or the latest time to wait until.
 fn ended<V: Clone>(progress: &Progress<V>, patience: Patience) -> Result<Waited<V>, Instant> {
     let phase = match progress {
         Progress::Finished(value) => return Ok(Waited::Finished(value.clone())),

@@ -22,7 +22,7 @@ impl Source {
         }
     }
 
-    /// As [`read`](Self::read), and waits for others until the deadline only; a moment for what is free.
+    /// As [`read`](Self::read), but waits at most until the deadline, and at least briefly.
     pub(crate) fn read_by<T>(
         &self,
         deadline: Instant,
@@ -42,7 +42,7 @@ impl Source {
         }
     }
 
-    /// As [`read`](Self::read), of what is in memory, however old. Never waits.
+    /// As [`read`](Self::read), from memory, however old. Never waits.
     pub(crate) fn read_in_memory<T>(&self, look: impl FnOnce(&TokenCache) -> T) -> Result<T, Error> {
         match self {
             Self::File(cache) => Ok(cache.read_in_memory(look)),
@@ -60,7 +60,7 @@ impl Source {
         }
     }
 
-    /// Fails inside a change of the cache by this thread, where waiting for anybody would be in vain.
+    /// Fails inside a change of the cache by this thread, which would wait for itself.
     pub(crate) fn check_not_in_hand(&self) -> Result<(), Error> {
         match self {
             Self::File(cache) if cache.store().is_locked_by_this_thread() => {
@@ -72,5 +72,5 @@ impl Source {
     }
 }
 
-/// How long a key store that answers may take.
+/// The time allowed for a key store that responds.
 const A_MOMENT: Duration = Duration::from_millis(250);

@@ -17,7 +17,7 @@ pub(crate) fn read(path: &Path) -> Status {
 /// Replaces the file, whose lock the caller must hold.
 pub(crate) fn write(status: &Status, path: &Path) -> std::io::Result<()> {
     let temporary = temporary(path);
-    // Of a process that was killed just here.
+    // Left by a process that was killed here.
     let _ = private_file::remove(&temporary);
     let mut file = private_file::create_new(&temporary).map_err(std::io::Error::other)?;
     let written =
@@ -28,12 +28,12 @@ pub(crate) fn write(status: &Status, path: &Path) -> std::io::Result<()> {
     written
 }
 
-/// Removes a status, which the lock must be held for.
+/// Removes a status file, whose lock the caller must hold.
 pub(crate) fn remove(path: &Path) {
     let _ = private_file::remove(path);
 }
 
-/// One name for each status: what a killed process leaves, the next one removes.
+/// One name for each status, so that the next process removes what a killed one left.
 fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.tmp"))

@@ -1,5 +1,5 @@
-//! The driver for Tokio: the call is a task, and what blocks is done by a few threads. Nothing here blocks the
-//! runtime, and no refresh has a thread of its own.
+//! The Tokio driver: the call is a task, and a few threads do the blocking work. Nothing here blocks the
+//! runtime, and no refresh has its own thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -80,32 +80,32 @@ async fn outcome(flight: &Flight<Outcome>, patience: Patience) -> Waited<Outcome
         if tokio::time::timeout(deadline::left(until), news).await.is_err() {
             match flight.look(patience) {
                 Ok(waited) => return waited,
-                // One's own call has begun meanwhile.
+                // The caller's own call has begun meanwhile.
                 Err(later) if later > until => {}
-                // The time is over, by the runtime's clock if not by the system's: tests may let it run.
+                // The runtime's clock says so, even if the system's does not: tests may advance it.
                 Err(_) => return Waited::TimedOut,
             }
         }
     }
 }
 
-/// How much later than its own deadline a call may answer, where its runtime is busy.
+/// How late a call may answer on a busy runtime.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// How soon a lease that another process has is asked for again, at first and at the most.
+/// The intervals between attempts to take a lease that another process has.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const LONGEST_RETRY: Duration = Duration::from_millis(50);
 
-/// A refresh under way. One at a time has it: a worker, the task of its call, or what waits for a lease.
+/// A refresh in progress. It is owned by a worker, by the task of its call, or by a wait for a lease.
 struct Refresh<F> {
     driver: Driver,
     call: F,
     runtime: Handle,
-    /// What ends the wait, if nothing else does.
+    /// Ends the wait at its deadline.
     timer: Option<Timer>,
 }
 
-/// A refresh that waits. Whoever takes it out goes on with it.
+/// A suspended refresh. Whatever takes it out resumes it.
 type Slot<F> = Arc<Mutex<Option<Refresh<F>>>>;
 
 fn take<F>(slot: &Slot<F>) -> Option<Refresh<F>> {
@@ -114,7 +114,7 @@ fn take<F>(slot: &Slot<F>) -> Option<Refresh<F>> {
     Some(refresh)
 }
 
-/// Has `work` done at a point in time, unless somebody has taken the refresh out by then.
+/// Schedules `work` for a point in time, unless the refresh has been resumed by then.
 fn take_at<F: Send + 'static>(
     slot: &Slot<F>,
     time: Instant,
@@ -133,7 +133,7 @@ fn take_at<F: Send + 'static>(
     Ok(())
 }
 
-/// Goes on with a refresh on a worker. Without one, it ends, and those who wait are told.
+/// Resumes a refresh on a worker. Without a worker it ends, and its callers get an error.
 fn on_a_worker<F: Send + 'static>(
     refresh: Refresh<F>,
     work: impl FnOnce(Refresh<F>) + Send + 'static,
@@ -146,7 +146,7 @@ where
     F: FnMut(Call) -> R + Send + 'static,
     R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
-    /// Goes on until there is something to wait for.
+    /// Runs until there is something to wait for.
     fn go_on(mut self, mut next: Next) {
         loop {
             next = match next {
@@ -160,7 +160,7 @@ where
         }
     }
 
-    /// Waits for the lane of a lease without a thread.
+    /// Waits for the lane of a lease without occupying a thread.
     fn wait_for_lease(self, name: LeaseName) {
         let lane = self.driver.lane(&name);
         let until = self.driver.patience.deadline;
@@ -190,18 +190,18 @@ where
         let again = workers::run_at(time, move || {
             self.lease_in_lane(name, in_lane, LONGEST_RETRY.min(retry * 2));
         });
-        // If there is no thread for that, the refresh was dropped, and those who wait are told.
+        // Without a thread the refresh was dropped, and its callers get an error.
         if let Ok(again) = again {
             again.detach();
         }
     }
 
-    /// Makes a call as a task of the runtime. What comes of it is handed to a worker in the very poll that
-    /// gets it.
+    /// Runs the call as a task of the runtime. Its result is passed to a worker in the same poll that receives
+    /// it.
     fn call(mut self, request: Call) {
         let runtime = self.runtime.clone();
         let within = self.driver.patience.call_timeout;
-        // Some clients need the runtime already when the future is made.
+        // Some clients need the runtime when the future is created.
         let entered = runtime.enter();
         let Ok(future) = catch_unwind(AssertUnwindSafe(|| (self.call)(request))) else {
             drop(entered);
@@ -221,9 +221,9 @@ where
             });
         });
         let overdue = deadline::after(within.saturating_add(GRACE));
-        // Without a thread for that, only the runtime's clock ends the call.
+        // Without a thread, only the runtime's clock ends the call.
         let _ = take_at(&slot, overdue, move |mut refresh| {
-            // Its runtime is not being driven, or it blocks in there. It will not be polled again.
+            // The runtime is not being driven, or the task blocks. It will not be polled again.
             task.abort();
             let next = refresh.driver.answered(Called::TimedOut);
             refresh.go_on(next);
@@ -231,7 +231,7 @@ where
     }
 }
 
-/// A call that is made. Dropped without an answer, as when its runtime is shut down, it counts as failed.
+/// A call in progress. If it is dropped without an answer, as when its runtime is shut down, it has failed.
 struct Answering<F, R>
 where
     F: FnMut(Call) -> R + Send + 'static,
@@ -265,7 +265,7 @@ where
     }
 }
 
-/// What waits for the lane of a lease.
+/// A wait for the lane of a lease.
 struct WaitingForLane<F> {
     slot: Slot<F>,
     lane: Arc<Lane>,
@@ -277,13 +277,13 @@ where
     F: FnMut(Call) -> R + Send + 'static,
     R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
-    /// Goes on in the lane if it is free, and stands in line otherwise.
+    /// Enters the lane if it is free, and queues for it otherwise.
     fn enter(self) {
         let this = Arc::new(self);
         let Some(in_lane) = this.lane.enter_or_queue(Arc::clone(&this).into()) else { return };
         match take(&this.slot) {
             Some(refresh) => refresh.lease_in_lane(this.name.clone(), in_lane, FIRST_RETRY),
-            // Its time was over meanwhile. Leaving the lane wakes the next one.
+            // It has timed out. Leaving the lane wakes the next waiter.
             None => drop(in_lane),
         }
     }
@@ -294,7 +294,7 @@ where
     F: FnMut(Call) -> R + Send + 'static,
     R: Future<Output = Result<Option<TokenResponse>, RefreshFailure>> + Send + 'static,
 {
-    /// Whoever leaves the lane is not kept: a worker goes on.
+    /// Resumes on a worker, so as not to delay the thread that leaves the lane.
     fn wake(self: Arc<Self>) {
         let Self { slot, lane, name } = &*self;
         let waiting = Self { slot: Arc::clone(slot), lane: Arc::clone(lane), name: name.clone() };
@@ -304,7 +304,7 @@ where
 
 struct Panicked;
 
-/// A future whose panics are an error: what a panic says may be anything, a secret too.
+/// A future whose panics are errors: a panic message may contain anything, even a secret.
 struct NoPanic<R>(Pin<Box<R>>, trace::Refresh);
 
 impl<R: Future> Future for NoPanic<R> {
@@ -319,7 +319,7 @@ impl<R: Future> Future for NoPanic<R> {
     }
 }
 
-/// How often somebody who waits for all refreshes looks whether they have ended.
+/// The polling interval of `settle`.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 pub(crate) async fn settle(
@@ -329,7 +329,7 @@ pub(crate) async fn settle(
 ) -> Result<(), AcquireError> {
     runtime()?;
     let deadline = deadline::after(within);
-    // Without a worker: those who refresh need them.
+    // Not on a worker: the refreshes need them.
     while !registry.flights.is_empty() {
         if deadline::left(deadline).is_zero() {
             return Err(AcquireError::NotSettled { waited: within });
@@ -352,7 +352,7 @@ pub(crate) async fn guard(
     runtime()?;
     let deadline = deadline::after(within);
     let name = source.read_in_memory(|cache| lease_name(cache, &query))?;
-    // One thread waits for all tasks that want the same.
+    // One thread waits for all tasks with the same lease.
     let queue = registry.guard_queue(&name);
     let Ok(first) = tokio::time::timeout(within, Arc::clone(&queue).acquire_owned()).await else {
         return Err(Home::of(&source, &name).timed_out(within));
@@ -363,7 +363,7 @@ pub(crate) async fn guard(
         let is_wanted = || !give.is_closed();
         let guard = RefreshGuard::wait(&source, &registry, &query, deadline::left(deadline), is_wanted);
         drop(first);
-        // If nobody waits any more, the guard is dropped here.
+        // If nobody waits any longer, the guard is dropped here.
         let _ = give.send(guard);
     });
     if let Err(source) = started {

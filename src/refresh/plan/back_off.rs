@@ -1,4 +1,4 @@
-//! When to try again after a failure that says nothing about the request.
+//! The back-off after a transient failure.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,10 +10,10 @@ pub(crate) const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait, unless the server asks for a longer one.
 pub(crate) const LONGEST: Duration = Duration::from_secs(60);
 
-/// The longest wait that a server is obeyed in.
+/// The longest wait that a server may ask for.
 pub(crate) const LONGEST_OBEYED: Duration = Duration::from_secs(5 * 60);
 
-/// Unix milliseconds: what processes can tell each other.
+/// Unix milliseconds, which processes can exchange.
 pub(crate) fn unix_millis(time: SystemTime) -> u64 {
     milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
@@ -22,24 +22,24 @@ pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Up to a quarter more: machines that failed together should not come back together.
+/// Adds up to a quarter, so that machines that failed together do not retry together.
 pub(crate) fn with_jitter(wait: Duration) -> Duration {
     wait + wait.mul_f64(0.25 * random_fraction())
 }
 
-/// After a transient failure nobody tries until a point in time.
+/// After a transient failure, nobody tries again before `until`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackOff {
     pub(crate) failed_at: u64,
     pub(crate) until: u64,
     /// Failures in a row.
     pub(crate) failures: u32,
-    /// The refresh token that was sent. One that came later is of another sign-in, which is tried.
+    /// The refresh token that was sent. A later sign-in is not held up.
     pub(crate) mark: TokenMark,
 }
 
 impl BackOff {
-    /// The back-off after another failure.
+    /// Returns the back-off after another failure.
     pub(crate) fn after_failure(
         before: Option<&Self>,
         retry_after: Option<Duration>,
@@ -56,16 +56,15 @@ impl BackOff {
         Self { failed_at: now, until, failures, mark: mark.clone() }
     }
 
-    /// Whether a failure now would be another one in a row: whoever waited as long again as was asked for
-    /// begins anew.
+    /// Whether a failure now would continue the row. After waiting twice as long as required, it starts anew.
     pub(crate) fn is_in_a_row(&self, now: u64) -> bool {
         let wait = self.until.saturating_sub(self.failed_at);
         (self.failed_at..self.until.saturating_add(wait).saturating_add(1_000)).contains(&now)
     }
 
-    /// How long nobody may try with this refresh token; `None` if anybody may.
+    /// Returns the remaining wait for this refresh token; `None` if it may be sent.
     pub(crate) fn remaining(&self, now: u64, mark: &TokenMark) -> Option<Duration> {
-        // A clock that was set back must not lock anybody out, nor must a status that is wrong.
+        // Neither a clock that was set back nor a corrupt status may lock anybody out.
         let until = self.until.min(self.failed_at.saturating_add(milliseconds(LONGEST_OBEYED)));
         let counts = self.failed_at <= now && self.mark.is_as_late_as(mark);
         let left = until.checked_sub(now).filter(|&left| left > 0)?;
@@ -73,7 +72,7 @@ impl BackOff {
     }
 }
 
-/// From 0 to 1. Without random bytes nobody waits longer than needed.
+/// Returns a random number from 0 to 1; 0 if there are no random bytes.
 fn random_fraction() -> f64 {
     let mut bytes = [0; 4];
     getrandom::fill(&mut bytes).map_or(0.0, |()| f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))

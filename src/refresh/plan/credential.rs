@@ -1,4 +1,4 @@
-//! What is asked for, and how a cache is searched for it.
+//! The kinds of credentials that can be asked for, and how the cache is searched for each.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(crate) enum Purpose {
     IdToken,
     /// An access token, by a call that needs no refresh token.
     Mint,
-    /// Something that is done once, under a name.
+    /// Work that must be done once, under a name.
     Once(Once),
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Once {
     pub(crate) is_done: Arc<dyn Fn(&TokenCache) -> bool + Send + Sync>,
 }
 
-/// A credential that was asked for, or that what was asked for is done.
+/// A credential that was found, or the fact that the work is done.
 #[derive(Debug, Clone)]
 pub(crate) enum Credential {
     AccessToken(AccessToken),
@@ -41,7 +41,7 @@ impl Purpose {
         matches!(self, Self::AccessToken | Self::IdToken)
     }
 
-    /// Finds what is asked for, if it has this much life left and is not the token that was `refused`.
+    /// Finds a credential with this much life left that is not the `refused` token.
     pub(crate) fn find(
         &self,
         cache: &TokenCache,
@@ -58,7 +58,7 @@ impl Purpose {
         }
     }
 
-    /// Finds the very token with this secret, if it is what is asked for and has not expired.
+    /// Finds the token with this secret, if the query describes it and it has not expired.
     pub(crate) fn find_this(
         &self,
         cache: &TokenCache,
@@ -83,7 +83,7 @@ impl Purpose {
         }
     }
 
-    /// Returns the token of a response that is of the kind that is asked for.
+    /// Returns the token of this kind from a response.
     pub(crate) fn secret_of(&self, response: &TokenResponse) -> Option<Secret> {
         match self {
             Self::AccessToken | Self::Mint => response.access_token(),
@@ -92,7 +92,7 @@ impl Purpose {
         }
     }
 
-    /// Returns the verdict on a response without the token that was asked for.
+    /// Returns the verdict on a response without such a token.
     pub(crate) fn missing(&self) -> Verdict {
         match self {
             Self::AccessToken | Self::Mint => Verdict::NoAccessToken,
@@ -127,7 +127,7 @@ impl Credential {
         }
     }
 
-    /// Until when it may still be served while the identity provider is out of reach.
+    /// Returns until when it may be served while the identity provider is unreachable.
     pub(crate) fn extended_expires_on(&self) -> SystemTime {
         match self {
             Self::AccessToken(token) => token.extended_expires_on(),
@@ -135,7 +135,7 @@ impl Credential {
         }
     }
 
-    /// Whether the server asked for a refresh by now.
+    /// Whether the server asked for a refresh before now.
     pub(crate) fn is_due(&self, query: &AccessTokenQuery) -> bool {
         matches!(self, Self::AccessToken(token) if is_due(token, query))
     }
@@ -152,7 +152,7 @@ impl Credential {
 }
 
 impl fmt::Debug for Once {
-    /// A program may have put anything into the name.
+    /// The name may contain anything, so it is not shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Once").finish_non_exhaustive()
     }

@@ -10,16 +10,15 @@ use crate::cache::{AccessToken, AccessTokenQuery};
 /// The longest delay of an early refresh.
 const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 
-/// Whether the server asked for a refresh by now (`refresh_in`). Each process counts from a moment of
-/// its own a little later, so that not all come at once.
+/// Whether the server asked for a refresh before now (`refresh_in`). Each process adds a delay of its own, so
+/// that they do not all refresh at once.
 pub(crate) fn is_due(token: &AccessToken, query: &AccessTokenQuery) -> bool {
     let Some(refresh_on) = token.refresh_on() else { return false };
     let now = query.now.unwrap_or_else(SystemTime::now);
     refresh_on <= now && refresh_on + delay(token, refresh_on) <= now
 }
 
-/// The same for each call with one token: a program that asks all the time would soon draw the
-/// shortest one otherwise.
+/// Constant for one token: with a new random delay at each call, a busy program would soon draw the shortest.
 fn delay(token: &AccessToken, refresh_on: SystemTime) -> Duration {
     static PROCESS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     let left = token.expires_on().duration_since(refresh_on).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What the holder of a lease knows: what the server said lately, and what is not saved yet.
+//! The state that comes with a lease: recent failures, and tokens that are not saved yet.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +8,7 @@ use super::pending::Pending;
 use super::refusal::{Refusal, Verdict};
 use super::status::Status;
 
-/// What is known of one refresh token by whoever holds its lease.
+/// The state of one refresh token, under its lease.
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
     pub(crate) name: LeaseName,
@@ -17,12 +17,12 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// How long nobody may call, because a call failed.
+    /// Returns the remaining back-off after a failed call.
     pub(crate) fn back_off(&self, mark: &TokenMark, now: SystemTime) -> Option<Duration> {
         self.status.back_off.as_ref()?.remaining(unix_millis(now), mark)
     }
 
-    /// What the server said to the same request and token lately, and how long that counts.
+    /// Returns the refusal of the same request with the same token, and how long it still counts.
     pub(crate) fn refusal(
         &self,
         request: &RequestId,
@@ -33,7 +33,7 @@ impl Held {
         self.status.refusals.iter().find_map(|refusal| Some((known(refusal)?, &refusal.verdict)))
     }
 
-    /// Remembers that a call failed, and returns how long nobody may call again.
+    /// Records a failed call, and returns the back-off.
     pub(crate) fn failed(
         &mut self,
         retry_after: Option<Duration>,
@@ -47,18 +47,18 @@ impl Held {
         wait
     }
 
-    /// Remembers that a call was answered, though perhaps not with what was asked for.
+    /// Records that the server answered, whatever the answer was.
     pub(crate) fn answered(&mut self) {
         self.status.back_off = None;
     }
 
-    /// Remembers that a request got what it asked for.
+    /// Records that a request succeeded.
     pub(crate) fn granted(&mut self, request: &RequestId) {
         self.answered();
         self.status.forget(request.as_str());
     }
 
-    /// Remembers an answer that need not be asked for again at once, and returns how long that counts.
+    /// Records a refusal, and returns how long it counts.
     pub(crate) fn refused(
         &mut self,
         request: &RequestId,
@@ -74,7 +74,7 @@ impl Held {
         wait
     }
 
-    /// Keeps what is known of a refresh token for the one that it was rotated to.
+    /// Carries the refusals of a refresh token over to the one that replaced it.
     pub(crate) fn rotated(&mut self, from: &TokenMark, to: &TokenMark) {
         self.status.carry(from, to);
     }

@@ -1,4 +1,4 @@
-//! What is wanted, and what a cache has of it.
+//! A request, and how the cache is searched for what it asks for.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ pub(crate) const SEVERAL_ISSUERS: &str = "the environment has several users of t
 const NO_SCOPES: &str = "no scopes are named, and the sign-in was for some: name them with `AccessTokenQuery::scopes`, or ask for \
      `any_scope`";
 
-/// What a refresh is to bring.
+/// A request for a token, or for work to be done once.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub(crate) purpose: Purpose,
@@ -32,11 +32,11 @@ pub(crate) struct Wanted {
     pub(crate) refused: Option<AccessToken>,
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))] // A blocking call is never given up.
     pub(crate) call_timeout: Duration,
-    /// There is a valid token, which the server would like to see refreshed: not worth waiting for.
+    /// An early refresh: a valid token is left, and nobody waits.
     pub(crate) is_early: bool,
 }
 
-/// How a token is got.
+/// How a token is obtained.
 #[derive(Debug, Clone)]
 pub(crate) enum Means {
     /// By a refresh token of this account.
@@ -45,16 +45,16 @@ pub(crate) enum Means {
     Mint,
 }
 
-/// What a cache has.
+/// The result of a lookup.
 #[derive(Debug)]
 pub(crate) enum Look {
-    /// What is wanted, and fresh.
+    /// A fresh credential.
     Fresh(Credential),
-    /// No such token, and this to make a call with.
+    /// No fresh credential; this call can be made.
     Send(Box<Candidate>),
-    /// The request does not say which of several things it is for: this is what it should say.
+    /// The request is ambiguous. The text says what to add to it.
     Ambiguous(&'static str),
-    /// No such token, and no refresh token.
+    /// Neither a fresh credential nor a refresh token.
     Nothing,
 }
 
@@ -68,8 +68,7 @@ pub(crate) struct Candidate {
     /// The realm to keep the tokens under, if nothing else names one.
     pub(crate) realm: Option<String>,
     pub(crate) mark: TokenMark,
-    /// Whether the row is this client's: another client's token may be rejected for being another
-    /// client's.
+    /// Whether the row belongs to this client. The server may reject another client's token for that reason.
     pub(crate) is_own: bool,
     /// Whether the cache knew the account.
     pub(crate) knew_owner: bool,
@@ -87,7 +86,7 @@ impl Candidate {
     }
 }
 
-/// The token of an answer, as the cache has it.
+/// The token of a response, as the cache returns it.
 #[derive(Debug)]
 pub(crate) struct Came {
     pub(crate) token: Credential,
@@ -95,18 +94,18 @@ pub(crate) struct Came {
 }
 
 impl Came {
-    /// Whether the cache had this very token before, until then.
+    /// Whether the cache already had this very token, with this expiry or a later one.
     pub(crate) fn is_no_better_than(&self, known_until: Option<i64>) -> bool {
         known_until.is_some_and(|until| !self.is_fresh || self.token.expires_on_seconds() <= until)
     }
 }
 
 impl Wanted {
-    /// What the cache has, if none of the `spent` refresh tokens may be sent.
+    /// Searches the cache. `spent` refresh tokens are not considered.
     pub(crate) fn look(&self, cache: &TokenCache, spent: &[Secret], now: SystemTime) -> Look {
         let query = self.query_at(now);
         let fresh = self.purpose.find(cache, &query, Life::Fresh, self.refused().as_ref());
-        // The claims are those of a service that takes no token of before.
+        // A service that asks for claims rejects the tokens issued before.
         if let Some(token) = fresh.filter(|_| self.claims.is_none())
             && !(self.is_early && token.is_due(&query))
         {
@@ -133,15 +132,15 @@ impl Wanted {
         let wanted = refresh_token_query(&self.query, account, self.family_id.as_deref());
         let mut refresh_tokens = cache.find_refresh_tokens(&wanted);
         refresh_tokens.retain(|token| !spent.contains(&token.secret()));
-        // Where a refresh token is for the scopes of its grant (RFC 6749 section 6), one that has those comes
-        // first. Microsoft's are for any.
+        // A refresh token is limited to the scopes of its grant (RFC 6749 section 6), so one that has them
+        // comes first. Microsoft's are not limited.
         if !is_microsoft(account.environment()) {
             refresh_tokens.sort_by_key(|token| token.family_id().is_none() && !self.is_granted(token));
         }
         let Some(first) = refresh_tokens.first().map(RefreshToken::secret) else { return Look::Nothing };
-        // Clients of a family may hold one token: the client's own row is the one that it answers for.
+        // Clients of a family may share one token; the client's own row comes first.
         refresh_tokens.retain(|token| token.secret() == first);
-        // What is known of it is known of all its rows: the newest tells when the last sign-in was.
+        // A failure counts for all rows of a token: the newest shows when the last sign-in was.
         let newest = refresh_tokens.iter().max_by_key(|token| token.last_modification_time);
         let mark = newest.map_or_else(TokenMark::none, TokenMark::of);
         let own = refresh_tokens.iter().position(|token| token.client_id() == self.query.client_id);
@@ -169,14 +168,14 @@ impl Wanted {
         }))
     }
 
-    /// Whether the grant of a refresh token has the scopes that are wanted.
+    /// Whether the grant of a refresh token covers the requested scopes.
     fn is_granted(&self, token: &RefreshToken) -> bool {
         let standard = ["openid", "profile", "email", "offline_access"];
         let mut wanted = self.query.scopes.iter().filter(|scope| !standard.contains(&scope.as_str()));
         wanted.all(|scope| token.scopes().any(|granted| granted == scope))
     }
 
-    /// The name of the lease that this would take.
+    /// Returns the name of the lease for this request.
     pub(crate) fn lease_name(&self, cache: &TokenCache) -> LeaseName {
         match &self.means {
             Means::RefreshToken(account) => {
@@ -186,24 +185,24 @@ impl Wanted {
         }
     }
 
-    /// The query, judged at this time unless the program named another.
+    /// The query, at this time unless the program named another.
     fn query_at(&self, now: SystemTime) -> AccessTokenQuery {
         let mut query = self.query.clone();
         query.now.get_or_insert(now);
         query
     }
 
-    /// The best token there is, within its extended lifetime if no other.
+    /// Returns the best remaining token, valid or within its extended lifetime.
     pub(crate) fn leftover(&self, cache: &TokenCache, now: SystemTime) -> Option<Credential> {
-        // A service that asks for claims takes no token of before.
+        // A service that asks for claims rejects the tokens issued before.
         let query = self.claims.is_none().then(|| self.query_at(now))?;
         self.purpose.find(cache, &query, Life::Extended, self.refused().as_ref())
     }
 
-    /// The token of an answer, if it is what was asked for.
+    /// Returns the token of a response, if it is the one that was asked for.
     pub(crate) fn came(&self, cache: &TokenCache, token: &Secret, now: SystemTime) -> Option<Came> {
         let mut query = self.query_at(now);
-        // What answers the request is of its realm, whichever that is.
+        // The response answers this very request, so its realm is not ambiguous.
         query.any_realm = true;
         let token = self.purpose.find_this(cache, &query, token)?;
         let fresh = self.purpose.find(cache, &query, Life::Fresh, None);
@@ -219,7 +218,7 @@ impl Wanted {
         self.refused.as_ref().is_some_and(|refused| refused.secret() == *token)
     }
 
-    /// Whether the cache has anything of the account that is asked for.
+    /// Whether the cache has any row of the requested account.
     pub(crate) fn knows_owner(&self, cache: &TokenCache) -> bool {
         let owner = &self.query.owner;
         let (Some(home_account_id), Some(environment)) = (&owner.home_account_id, &owner.environment) else {
@@ -228,14 +227,14 @@ impl Wanted {
         cache.knows_account(home_account_id, environment)
     }
 
-    /// Whether an answer says that it is about another user than the one that is asked for. Those to a refresh
-    /// are compared with the refresh token that was sent.
+    /// Whether a response names another user than the requested one. The response to a refresh is compared
+    /// with the refresh token instead.
     pub(crate) fn is_of_another_user(&self, answer: &TokenResponse, sent: &Candidate) -> bool {
         let owner = self.query.owner.home_account_id.as_deref();
         sent.token.is_none() && owner.is_some_and(|owner| answer.is_about_another(owner))
     }
 
-    /// How long a token lives from now on, under whatever scopes the cache has it.
+    /// Returns the remaining lifetime of a token, under whatever scopes it is cached.
     pub(crate) fn left_of(
         &self,
         cache: &TokenCache,
@@ -248,7 +247,7 @@ impl Wanted {
         Some(Duration::from_secs(u64::try_from(expires_on.saturating_sub(now)).unwrap_or(0)))
     }
 
-    /// Whether a token of the cache has expired.
+    /// Whether a cached token has expired.
     pub(crate) fn has_expired(
         &self,
         cache: &TokenCache,
@@ -259,14 +258,14 @@ impl Wanted {
         self.left_of(cache, token, owner, now).is_some_and(|left| left.is_zero())
     }
 
-    /// Fills in what an answer need not say.
+    /// Completes a response with what it may omit.
     pub(crate) fn completed(&self, mut answer: TokenResponse, sent: &Candidate) -> TokenResponse {
         if matches!(self.purpose, Purpose::Once(_)) {
-            // A sign-in says by itself whose tokens it brought.
+            // A sign-in names its own account.
             return answer;
         }
         answer.client_id.get_or_insert_with(|| self.query.client_id.clone());
-        // Whatever the answer calls them: they belong where the token came from that was sent.
+        // The tokens belong to the environment of the refresh token, whatever the response says.
         answer.environment = Some(sent.environment.clone());
         if let Some(token) = &sent.token {
             answer.sent_refresh_token = Some(token.secret());
@@ -293,7 +292,7 @@ impl Wanted {
         }
     }
 
-    /// The mark of the row of the refresh token that was sent, once the answer is in the cache.
+    /// Returns the mark of the refresh token that replaced the one that was sent.
     pub(crate) fn mark_after(
         &self,
         sent: &Candidate,

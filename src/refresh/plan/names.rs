@@ -1,4 +1,4 @@
-//! Names: of a refresh token, of what is known of it, of a request.
+//! Names of leases, refresh tokens and requests, without secrets or user ids.
 
 use std::fmt::Write as _;
 
@@ -13,8 +13,8 @@ use crate::cache::{AccessToken, AccessTokenQuery, Account, RefreshToken, Refresh
 pub(crate) struct LeaseName(String);
 
 impl LeaseName {
-    /// `environment` as the cache has it, not one name for all aliases: which hosts are aliases is up to
-    /// each handle, and all must find the same lock.
+    /// `environment` is the one in the cache, not a common name for its aliases: aliases are configured for each
+    /// handle, and all handles must find the same lock.
     pub(crate) fn new(
         environment: &str,
         home_account_id: &str,
@@ -32,7 +32,7 @@ impl LeaseName {
         Self::new(token.environment(), owner, token.family_id(), token.client_id())
     }
 
-    /// Names what is done once for a request that needs no refresh token.
+    /// Returns the name of the lease for a request that needs no refresh token.
     pub(crate) fn of_mint(request: &RequestId) -> Self {
         Self(digest(["tokenseal mint 1", request.as_str()].map(str::as_bytes)))
     }
@@ -42,9 +42,8 @@ impl LeaseName {
     }
 }
 
-/// Tells one refresh token of a [`LeaseName`] from another, and one session from the next, without its
-/// secret: the row that it stands in, and when that was last modified. A sign-in always changes it; a
-/// rotation does too, and what is known goes over to the new one.
+/// Identifies a refresh token under a [`LeaseName`] without its secret: by its row, and the time at which that
+/// was last modified. A sign-in always changes it. So does a rotation, which carries the refusals over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TokenMark(String);
 
@@ -56,12 +55,12 @@ impl TokenMark {
         Self(format!("{}.{}", token.last_modification_time, &row[..8]))
     }
 
-    /// That of no refresh token.
+    /// The mark for requests without a refresh token.
     pub(crate) fn none() -> Self {
         Self("none".to_owned())
     }
 
-    /// As it was written; a text without blanks.
+    /// Parses a mark, a text without blanks.
     pub(crate) fn parse(text: &str) -> Self {
         Self(text.to_owned())
     }
@@ -70,38 +69,37 @@ impl TokenMark {
         &self.0
     }
 
-    /// Whether what is known of this token is known of `other`: of the same one, or of an older one in the same
-    /// row. Somebody may see that while a newer one is not saved yet.
+    /// Whether failures of this token count for `other`: the same token, or an older one in the same row, which
+    /// other processes see until the newer one is saved.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         self == other || self.is_of_row(other) && self.is_as_late_as(other)
     }
 
-    /// Whether a token was in the cache already when this one was: of whatever row, no sign-in has come between.
+    /// Whether `other` is at least as old, in whatever row: there was no sign-in since.
     pub(crate) fn is_as_late_as(&self, other: &Self) -> bool {
         let time = |mark: &Self| mark.0.split_once('.').and_then(|(time, _)| time.parse::<i64>().ok());
         let is_older = || Some(time(other)? <= time(self)?);
         self == other || is_older().unwrap_or(false)
     }
 
-    /// Whether it is of the same row, at whatever time.
+    /// Whether it is in the same row, at whatever time.
     pub(crate) fn is_of_row(&self, other: &Self) -> bool {
         let row = |mark: &Self| mark.0.rsplit_once('.').map(|(_, row)| row.to_owned());
         row(self) == row(other)
     }
 }
 
-/// What a flight is for: a request. One that passes what is remembered does not wait for one that heeds it.
+/// Identifies a flight. A request that ignores back-offs does not join one that heeds them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct FlightKey {
     pub(crate) request: RequestId,
     pub(crate) needs_refresh_token: bool,
     pub(crate) tries_now: bool,
-    /// The access token that is to be replaced, by its digest: who has a use for it does not wait for one who
-    /// has not.
+    /// The digest of the access token to replace. Callers that accept that token do not join this flight.
     pub(crate) replaces: Option<String>,
 }
 
-/// Names what is asked for: whoever asks for the same takes the same flight.
+/// Identifies a request. Callers with the same request join the same flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct RequestId(String);
 
@@ -128,10 +126,10 @@ impl RequestId {
             query.owner.issuer.as_deref(),
             claims,
         ];
-        // Something in front of each that is there: an absent part is not an empty one.
+        // The prefix distinguishes an empty part from an absent one.
         let optional = optional.map(|part| part.map_or_else(String::new, |part| format!("={part}")));
         let parts = ["tokenseal request 1", &query.client_id].into_iter();
-        // No scope has a blank in it.
+        // Scopes have no blanks, so these are not scopes.
         let any = [
             (query.any_scope, "any scope"),
             (query.any_realm, "any realm"),
@@ -142,7 +140,7 @@ impl RequestId {
         Self(digest(parts.map(str::as_bytes)))
     }
 
-    /// What a guard's holder asks for, whatever it is.
+    /// The request of a guard, which may be any.
     pub(crate) fn of_guard(query: &RefreshTokenQuery) -> Self {
         Self(digest(["tokenseal guard 1", &query.client_id].map(str::as_bytes)))
     }
@@ -152,7 +150,7 @@ impl RequestId {
     }
 }
 
-/// What to look for to find the refresh token for a request.
+/// Returns the query for the refresh token of a request.
 pub(crate) fn refresh_token_query(
     query: &AccessTokenQuery,
     account: &Account,
@@ -165,7 +163,7 @@ pub(crate) fn refresh_token_query(
     }
 }
 
-/// The name of the refresh token that a client would use, or would have.
+/// Returns the lease name of the refresh token that a client would use.
 pub(crate) fn lease_name(cache: &TokenCache, wanted: &RefreshTokenQuery) -> LeaseName {
     if let Some(token) = cache.find_refresh_token(wanted) {
         return LeaseName::of(&token);

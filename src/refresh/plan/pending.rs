@@ -1,4 +1,4 @@
-//! What a refresh brought and the disk did not take: it is kept in memory and saved later.
+//! Changes that could not be saved: they are kept in memory and saved later.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,7 +7,7 @@ use crate::cache::{CacheError, RefreshToken, TokenCache, TokenResponse};
 use crate::persisted::Error;
 use crate::secret::Secret;
 
-/// Changes that are not saved yet, in the order in which they were made. A clone shares them.
+/// Unsaved changes, in order. A clone shares them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pending {
     changes: Vec<Change>,
@@ -17,13 +17,13 @@ pub(crate) struct Pending {
 
 #[derive(Debug, Clone)]
 enum Change {
-    /// The answer to a refresh. It names the token that was sent.
+    /// The response to a refresh. It names the token that was sent.
     Renew(Arc<TokenResponse>),
-    /// An answer of which the refresh token alone had room in the cache.
+    /// A response of which only the refresh token fitted into the cache.
     KeepInMemory(Arc<TokenResponse>),
-    /// A token that was got without a refresh token, and whether the cache knew its account before.
+    /// A response to a call without a refresh token, and whether the cache knew its account before.
     Mint(Arc<TokenResponse>, bool),
-    /// The server does not take this token from its client any more.
+    /// The server no longer accepts this refresh token from its client.
     Retire(Arc<RefreshToken>),
 }
 
@@ -37,20 +37,20 @@ impl Pending {
         self.changes.iter().any(|change| matches!(change, Change::Renew(_) | Change::Retire(_)))
     }
 
-    /// Whether the refresh token in the cache has been used already.
+    /// Whether the refresh token in the cache has already been replaced.
     pub(crate) fn has_renewed_tokens(&self) -> bool {
         self.changes.iter().any(|change| matches!(change, Change::Renew(answer) if answer.rotates()))
     }
 
-    /// Why nothing could be saved.
+    /// Why the last save failed.
     pub(crate) fn failure(&self) -> Option<Arc<Error>> {
         self.failure.clone()
     }
 
-    /// The refresh tokens that must not be sent any more, whatever the cache says.
+    /// The refresh tokens that must no longer be sent, whatever the cache has.
     pub(crate) fn spent(&self) -> impl Iterator<Item = Secret> {
         self.changes.iter().filter_map(|change| match change {
-            // Some servers never rotate: what was sent is what is to be sent again.
+            // Without rotation, the token that was sent remains valid.
             Change::Renew(answer) | Change::KeepInMemory(answer) => {
                 answer.sent_refresh_token.clone().filter(|_| answer.rotates())
             }
@@ -71,7 +71,7 @@ impl Pending {
         self.changes.push(Change::Retire(Arc::new(token)));
     }
 
-    /// The refresh tokens that came.
+    /// The new refresh tokens.
     #[cfg(test)]
     pub(crate) fn refresh_tokens(&self) -> impl Iterator<Item = Secret> {
         self.changes.iter().filter_map(|change| match change {
@@ -82,7 +82,7 @@ impl Pending {
         })
     }
 
-    /// For a walk through all states: what tells this one from another.
+    /// Hashes the state, for the walk.
     #[cfg(test)]
     pub(crate) fn fingerprint(&self, to: &mut impl std::hash::Hasher) {
         use std::hash::Hash as _;
@@ -96,13 +96,12 @@ impl Pending {
         self.refresh_tokens().for_each(|token| token.expose().hash(to));
     }
 
-    /// Makes the changes in `cache`. One that the cache does not take is left out, and is the error.
+    /// Applies the changes to `cache`. A change that the cache rejects is skipped, and its error returned.
     pub(crate) fn apply(&self, cache: &mut TokenCache) -> Result<(), CacheError> {
         let mut result = Ok(());
         for change in &self.changes {
             match change {
-                // However late it comes, it brings back no session that was ended, beside whatever
-                // other session there may be by now.
+                // A late response must not restore a session that has ended.
                 Change::Renew(answer) | Change::KeepInMemory(answer) if !cache.awaits(answer) => {}
                 Change::Renew(answer) | Change::KeepInMemory(answer) => {
                     result = result.and(cache.add(answer).map(drop));
@@ -115,7 +114,7 @@ impl Pending {
         result
     }
 
-    /// Makes the changes in `cache`, of each answer only that of the refresh token.
+    /// Applies the changes to `cache`, with only the refresh token of each response.
     fn apply_refresh_tokens(&self, cache: &mut TokenCache) -> Result<(), CacheError> {
         let only = |answer: &Arc<TokenResponse>| answer.refresh_token_only().map(Arc::new);
         let changes = self.changes.iter().filter_map(|change| match change {
@@ -126,8 +125,8 @@ impl Pending {
         Self { changes: changes.collect(), failure: None }.apply(cache)
     }
 
-    /// Saves what there is to save, by `update`, which makes a change in the newest state of the cache and saves
-    /// that. What cannot be saved stays.
+    /// Saves the changes by `update`, which applies a change to the newest state of the cache and saves that.
+    /// Changes that cannot be saved are kept.
     pub(crate) fn save(
         &mut self,
         mut update: impl FnMut(&mut dyn FnMut(&mut TokenCache) -> Result<(), CacheError>) -> Result<(), Error>,
@@ -151,7 +150,7 @@ impl Pending {
         if without_expired.is_ok() {
             return *self = Self::default();
         }
-        // Access tokens can be had again; the refresh token cannot.
+        // Access tokens can be requested again; the refresh token cannot.
         if update(&mut |cache| self.apply_refresh_tokens(cache)).is_ok() {
             self.changes.retain(|change| !matches!(change, Change::Retire(_)));
             for change in &mut self.changes {
@@ -171,7 +170,7 @@ fn knows_owner(cache: &TokenCache, answer: &TokenResponse) -> bool {
     cache.knows_account(owner, environment)
 }
 
-/// Shows the cache as it would be if everything were saved.
+/// Calls `look` with the cache as it would be if everything were saved.
 pub(crate) fn overlaid<'a, T>(
     cache: &TokenCache,
     pending: impl IntoIterator<Item = &'a Pending>,
@@ -183,7 +182,7 @@ pub(crate) fn overlaid<'a, T>(
     }
     let mut with_unsaved = cache.fork();
     for pending in pending {
-        // What the cache does not take is what keeps it from being saved.
+        // A change that the cache rejects is the reason why it is unsaved.
         let _ = pending.apply(&mut with_unsaved);
     }
     look(&with_unsaved)

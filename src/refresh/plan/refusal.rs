@@ -1,4 +1,4 @@
-//! What a request need not be made again for at once: refusals, and how long each counts.
+//! Refusals of a request, and how long each counts.
 
 use std::time::Duration;
 
@@ -7,15 +7,14 @@ use super::names::{RequestId, TokenMark};
 use crate::refresh::error::{AcquireError, SignInReason};
 use crate::refresh::failure::Rejection;
 
-/// How long an answer counts by which the server refused a request and left the token alive, at first (as
-/// in MSAL) and at the most. Each one in a row doubles it.
+/// How long a refusal counts at first (as in MSAL) and at most. Each one in a row doubles it.
 const FIRST_REFUSAL: Duration = Duration::from_secs(2 * 60);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(60 * 60);
 
 /// Effectively until the next sign-in.
 const UNTIL_SIGN_IN: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// An answer to one request, which need not be asked for again until a point in time.
+/// A response to one request, which is not repeated before `until`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Refusal {
     /// Unix milliseconds.
@@ -24,37 +23,37 @@ pub(crate) struct Refusal {
     /// How many came in a row.
     pub(crate) times: u32,
     pub(crate) request: String,
-    /// The refresh token that was sent: of another, nothing is known.
+    /// The refresh token that was sent. It does not count for another.
     pub(crate) mark: TokenMark,
     pub(crate) verdict: Verdict,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Verdict {
-    /// The user is needed, and the refresh token is alive.
+    /// User interaction is required, and the refresh token is still valid.
     Rejected(Rejection),
-    /// The answer was about another user.
+    /// The response was about another user.
     OtherUser,
     /// The request is wrong.
     Refused(String),
     /// Other scopes were granted.
     NotGranted(String),
-    /// The answer had no access token.
+    /// The response had no access token.
     NoAccessToken,
-    /// The answer had no id token, or none of the user and client.
+    /// The response had no id token of this user and client.
     NoIdToken,
-    /// What was to be done once is not there.
+    /// The work was reported as done, and does not show.
     NotDone,
-    /// The access token came that the cache has already.
+    /// The response had the access token that was already cached.
     SameToken,
-    /// The access token had expired when it came.
+    /// The access token had already expired.
     Expired,
-    /// A status of refusal without a code, which may be a passing fault.
+    /// An error status without an error code, which may be transient.
     Unexplained(u16),
 }
 
 impl Refusal {
-    /// Another refusal of a request, after those of `before`.
+    /// Returns a further refusal of a request, after those in `before`.
     pub(crate) fn after<'a>(
         before: impl IntoIterator<Item = &'a Self>,
         request: &RequestId,
@@ -83,9 +82,9 @@ impl Refusal {
         self.request == request.as_str() && self.mark.covers(mark)
     }
 
-    /// How long the same request, with the same token, need not be made again.
+    /// Returns how long the same request with the same token is not repeated.
     pub(crate) fn remaining(&self, request: &RequestId, mark: &TokenMark, now: u64) -> Option<Duration> {
-        // A clock that was set back must not lock anybody out, nor must a status that is wrong.
+        // Neither a clock that was set back nor a corrupt status may lock anybody out.
         let longest = match self.verdict {
             Verdict::OtherUser => UNTIL_SIGN_IN,
             _ => LONGEST_REFUSAL,
@@ -95,7 +94,7 @@ impl Refusal {
         counts.then(|| Duration::from_millis(until - now))
     }
 
-    /// Whether it is worth remembering: another one now would be one in a row.
+    /// Whether to keep it: another refusal now would continue the row.
     pub(crate) fn is_in_a_row(&self, now: u64) -> bool {
         let wait = self.until.saturating_sub(self.at);
         (self.at..self.until.saturating_add(wait).saturating_add(1_000)).contains(&now)
@@ -103,7 +102,7 @@ impl Refusal {
 }
 
 impl Verdict {
-    /// What it means for whoever asks again.
+    /// Returns the error for callers that ask again.
     pub(crate) fn into_error(self, retry_after: Duration) -> AcquireError {
         match self {
             Self::Rejected(rejection) => rejection.into(),

@@ -1,5 +1,5 @@
-//! What processes tell each other beside a lease: who holds it, and what the last calls said. Best effort: no
-//! promise rests on it, and what cannot be read counts as not there.
+//! The status beside a lease, which processes share: its holder, and the recent failures. It is best effort:
+//! no guarantee depends on it, and unreadable parts are ignored.
 
 use std::fmt::Write as _;
 
@@ -12,16 +12,16 @@ use crate::cache::code;
 use crate::refresh::failure::Rejection;
 use crate::secret::Secret;
 
-/// The first line. Other versions of the crate read what they understand.
+/// The first line, with the version. Unknown lines are ignored.
 const FIRST_LINE: &str = "tokenseal refresh 2";
 
-/// More than a status is ever long.
+/// The longest status that is read, in bytes.
 pub(crate) const LONGEST: u64 = 1024 * 1024;
 
-/// How many refusals are remembered: the newest.
+/// The number of refusals kept, newest first.
 const MOST_REFUSALS: usize = 512;
 
-/// How much of what was granted is remembered, in bytes.
+/// The longest list of granted scopes that is kept, in bytes.
 const MOST_GRANTED: usize = 512;
 
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,8 +33,8 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// What is to be believed of what could not be written and what was: what could not be is newer, unless
-    /// somebody else has failed since.
+    /// Chooses between a status that could not be written and the written one: the former is newer, unless
+    /// another process has recorded a failure since.
     pub(crate) fn newer_of(unwritten: Option<Self>, written: Self) -> Self {
         let newest = |status: &Self| {
             let refused_at = status.refusals.iter().map(|refusal| refusal.at).max();
@@ -43,12 +43,12 @@ impl Status {
         unwritten.filter(|status| newest(status) >= newest(&written)).unwrap_or(written)
     }
 
-    /// Whether there is nothing that others should know when the lock is free.
+    /// Whether nothing needs to be kept once the lease is released.
     pub(crate) fn is_empty(&self) -> bool {
         self.back_off.is_none() && self.refusals.is_empty()
     }
 
-    /// Remembers a refusal instead of what was known of the same request.
+    /// Records a refusal, replacing those of the same request.
     pub(crate) fn refuse(&mut self, refusal: Refusal) {
         self.forget(&refusal.request);
         self.refusals.push(refusal);
@@ -56,27 +56,27 @@ impl Status {
         self.refusals.drain(..oldest);
     }
 
-    /// Forgets what counts no more.
+    /// Removes what no longer counts.
     pub(crate) fn forget_what_is_over(&mut self, now: u64) {
         self.back_off.take_if(|back_off| !back_off.is_in_a_row(now));
         self.refusals.retain(|refusal| refusal.is_in_a_row(now));
     }
 
-    /// Whether nothing in it counts any more.
+    /// Whether nothing in it counts any longer.
     pub(crate) fn is_over(&self, now: u64) -> bool {
         let mut rest = self.clone();
         rest.forget_what_is_over(now);
         rest.is_empty()
     }
 
-    /// What is known of a refresh token goes over to the one that it was rotated to.
+    /// Carries the refusals of a refresh token over to the one that replaced it.
     pub(crate) fn carry(&mut self, from: &TokenMark, to: &TokenMark) {
         for refusal in self.refusals.iter_mut().filter(|refusal| refusal.mark == *from) {
             refusal.mark = to.clone();
         }
     }
 
-    /// Forgets what is known of a request.
+    /// Removes the refusals of a request.
     pub(crate) fn forget(&mut self, request: &str) {
         self.refusals.retain(|known| known.request != request);
     }
@@ -97,7 +97,7 @@ impl Status {
             refusals.push(refusal_line(refusal));
             length += refusals.last().map_or(0, String::len);
             if length as u64 > LONGEST / 2 {
-                // The oldest have no room.
+                // There is no room for older ones.
                 break;
             }
         }
@@ -138,7 +138,7 @@ impl Status {
     }
 }
 
-/// A refusal as one line: what it is, when, how often, of what, and what was said.
+/// Formats a refusal as one line.
 fn refusal_line(refusal: &Refusal) -> String {
     let Refusal { at, until, times, request, mark, verdict } = refusal;
     let (kind, said) = match verdict {
@@ -152,7 +152,7 @@ fn refusal_line(refusal: &Refusal) -> String {
         Verdict::OtherUser => ("other-user", String::new()),
         Verdict::Refused(error) => ("refused", error.clone()),
         Verdict::NotGranted(granted) => {
-            // Scopes are printable ASCII (RFC 6749 section 3.3); this is one line of them.
+            // Scopes are printable ASCII (RFC 6749 section 3.3), and fit on one line.
             let scopes = granted.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' });
             ("granted", scopes.take(MOST_GRANTED).collect())
         }
@@ -166,7 +166,7 @@ fn refusal_line(refusal: &Refusal) -> String {
     format!("{kind} {at} {until} {times} {request} {} {said}", mark.as_str()).trim_end().to_owned()
 }
 
-/// What stands where there is nothing.
+/// The placeholder for an absent value.
 const NONE: &str = ":";
 
 fn verdict(kind: &str, said: &[&str]) -> Option<Verdict> {

@@ -1,4 +1,4 @@
-//! What a plan and its driver tell each other.
+//! The messages between a plan and its driver.
 
 use std::sync::Arc;
 
@@ -11,26 +11,26 @@ use crate::refresh::error::AcquireError;
 use crate::refresh::failure::RefreshFailure;
 use crate::refresh::request::Acquired;
 
-/// What a driver is to do next, and what it is to tell the plan then.
+/// The next step for a driver, and the method of the plan that takes its outcome.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Remove this access token from the cache: `Plan::forgotten`.
     Forget(Box<AccessToken>),
     /// Read the cache: `Plan::read`, or `Plan::unreadable`.
     Read(Read),
-    /// Give back the lease that is held, if any, and take this one: `Plan::leased`, or
+    /// Release the lease that is held, if any, and take this one: `Plan::leased`, or
     /// `Plan::not_leased`.
     Lease {
         name: LeaseName,
         /// Whether it is worth waiting for.
         waits: bool,
     },
-    /// Make this call, and note beside the lease that it is in use: `Plan::answered`, or
+    /// Make this call, and record beside the lease that it is in use: `Plan::answered`, or
     /// `Plan::give_up`.
     Call(Box<Call>),
     /// Save what is pending: `Plan::saved`.
     Save,
-    /// Tell all who wait. The plan has ended.
+    /// Publish the outcome to all waiting callers. The plan has ended.
     Finish(Outcome),
 }
 
@@ -39,11 +39,11 @@ pub(crate) enum Step {
 pub(crate) enum Read {
     /// The newest.
     Newest,
-    /// What is in memory, however old.
+    /// The state in memory, however old.
     InMemory,
-    /// The newest, or what is in memory if that cannot be read.
+    /// The newest, or the one in memory if that cannot be read.
     NewestOrInMemory,
-    /// The newest, if it is in memory.
+    /// The newest, only if it is in memory.
     IfCurrent,
 }
 
@@ -51,7 +51,7 @@ pub(crate) enum Read {
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     Acquired(Acquired<Credential>),
-    /// An early refresh was not tried, because somebody else has the lease.
+    /// An early refresh was skipped, because the lease is taken.
     Busy,
     /// `leftover` is the best token there is, valid or within its extended lifetime.
     Failed {
@@ -68,14 +68,14 @@ pub(crate) struct Leftover {
     pub(crate) save_failure: Option<Arc<Error>>,
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Debug)]
 pub(crate) enum Called {
-    /// `None`: it succeeded, and there are no tokens to save.
+    /// `Ok(None)`: it succeeded without tokens to save.
     Answered(Result<Option<Box<TokenResponse>>, RefreshFailure>),
-    /// It was given up at its deadline.
+    /// It was abandoned at its deadline.
     #[cfg(feature = "tokio")]
     TimedOut,
-    /// It never answered, and never will.
+    /// It ended without an answer.
     Lost(&'static str),
 }

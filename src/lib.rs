@@ -75,6 +75,8 @@ pub mod cache;
 #[cfg(feature = "file")]
 mod deadline;
 #[cfg(feature = "file")]
+mod duration_text;
+#[cfg(feature = "file")]
 mod error_kind;
 #[cfg(feature = "file")]
 pub mod key_store;

@@ -9,15 +9,11 @@
 //! ```
 
 use std::fmt::Write as _;
-use std::sync::Barrier;
 use std::thread;
 
 use super::{KeyName, KeyStore, KeyStoreError};
 use crate::seal::{KeyId, SealingKey};
 use crate::secret::Secret;
-
-/// How many threads make one entry at the same time.
-const THREADS: usize = 8;
 
 /// The longest text that an entry may have, in bytes.
 const LONGEST: usize = 256;
@@ -27,7 +23,7 @@ const LONGEST: usize = 256;
 ///
 /// # Panics
 /// If the store does not do what [`KeyStore`] promises. The message says which promise it is.
-pub fn check<S: KeyStore>(open: impl Fn() -> S + Sync) {
+pub fn check<S: KeyStore>(open: impl Fn() -> S) {
     let store = open();
     assert!(!store.is_read_only(), "a store that can only be read cannot be checked by writing to it");
     assert!(!store.description().is_empty(), "messages need the name of the store");
@@ -38,7 +34,6 @@ pub fn check<S: KeyStore>(open: impl Fn() -> S + Sync) {
     let cleanup = Cleanup { store: &store, names: &names };
     check_one_entry(&open, &names.first);
     check_others(&open, &names);
-    check_race(&open, &names.race);
     drop(cleanup);
     for name in names.all() {
         let left = open().read(name).expect("a store can be read");
@@ -76,36 +71,11 @@ fn check_others<S: KeyStore>(open: &impl Fn() -> S, names: &Names) {
     }
 }
 
-/// Of several that make one entry at the same time, one that is told so has made it. Not every keyring can
-/// keep the others from replacing it meanwhile, and none has to: each key has an id of its own.
-fn check_race<S: KeyStore>(open: &(impl Fn() -> S + Sync), name: &KeyName) {
-    let start = Barrier::new(THREADS);
-    let made: Vec<usize> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS)
-            .map(|number| {
-                let start = &start;
-                scope.spawn(move || {
-                    let store = open();
-                    start.wait();
-                    store.create(name, &text('d', 50 + number)).is_ok().then_some(number)
-                })
-            })
-            .collect();
-        threads.into_iter().filter_map(|thread| thread.join().expect("no handle panics")).collect()
-    });
-    let found = open().read(name).expect("a store can be read");
-    let is_of = |number: usize| found.as_ref().is_some_and(|found| is_same(found, &text('d', 50 + number)));
-    assert!(made.into_iter().any(is_of), "the text is that of a thread that was told it made the entry");
-}
-
 fn assert_holds(store: &dyn KeyStore, name: &KeyName, text: &Secret, promise: &str) {
     let found = store.read(name).expect("a store can be read");
-    assert!(found.is_some_and(|found| is_same(&found, text)), "{promise}: {name}");
-}
-
-fn is_same(found: &Secret, text: &Secret) -> bool {
     // Some stores end what they keep with a line break.
-    found.expose().trim_ascii_end() == text.expose()
+    let is_kept = found.is_some_and(|found| found.expose().trim_ascii_end() == text.expose());
+    assert!(is_kept, "{promise}: {name}");
 }
 
 fn assert_shows_nothing(error: &KeyStoreError, texts: &[Secret]) {
@@ -127,23 +97,22 @@ fn text(letter: char, length: usize) -> Secret {
 struct Names {
     first: KeyName,
     others: Vec<KeyName>,
-    race: KeyName,
 }
 
 impl Names {
     fn new() -> Self {
-        let [one, two, three] = [(); 3].map(|()| new_id());
+        let [one, two] = [(); 2].map(|()| new_id());
         let first = KeyName::new("tokenseal-conformance", "default", one);
         let others = vec![
             KeyName::new("tokenseal-conformance", "default", two),
             KeyName::new("tokenseal-conformance", "default-2", one),
             KeyName::new("tokenseal-conformance-2", "default", one),
         ];
-        Self { first, others, race: KeyName::new("tokenseal-conformance", "default", three) }
+        Self { first, others }
     }
 
     fn all(&self) -> impl Iterator<Item = &KeyName> {
-        self.others.iter().chain([&self.first, &self.race])
+        self.others.iter().chain([&self.first])
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::KeyName;
+use crate::duration_text::InWords;
 use crate::error_kind::ErrorKind;
 use crate::private_file::FileError;
 use crate::seal::SealError;
@@ -32,7 +33,10 @@ enum Repr {
     #[error("{store} is locked; unlock it and try again")]
     Locked { store: String, source: Box<dyn Error + Send + Sync> },
 
-    #[error("{store} did not answer within {waited:?}; look for a prompt that waits, or restart the service")]
+    #[error(
+        "{store} did not answer within {}; look for a prompt that waits, or restart the service",
+        InWords(*waited)
+    )]
     TimedOut { store: String, waited: Duration },
 
     // It may be locked, or have been replaced by a new one, so no other key is made.

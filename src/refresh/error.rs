@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::failure::Cause;
+use crate::duration_text::InWords;
 use crate::persisted::Error;
 use crate::secret::Secret;
 
@@ -46,7 +47,8 @@ pub enum AcquireError {
     },
 
     /// The identity provider was unreachable, or could not answer. All tokens are kept.
-    #[error("the access token could not be refreshed; the tokens are kept, try again in {retry_after:?}")]
+    #[error("the token endpoint could not be reached, or did not answer properly; the tokens are kept, try again in {}",
+        InWords(*retry_after))]
     #[non_exhaustive]
     Unavailable {
         /// The remaining back-off, which all processes share.
@@ -68,7 +70,7 @@ pub enum AcquireError {
     },
 
     /// The response had no access token. Its other tokens are in the cache.
-    #[error("the server sent no access token")]
+    #[error("the server sent no access token; check the scopes and the type of the client")]
     NoAccessToken,
 
     /// The response had no id token of this user and client. Its other tokens are in the cache.
@@ -77,12 +79,12 @@ pub enum AcquireError {
 
     /// The work succeeded, and `look` found nothing afterwards
     /// ([`run_once`](crate::PersistedTokenCache::run_once)).
-    #[error("the work was reported as done, and its result was not found")]
+    #[error("the work was reported as done, and its result was not found; check that `look` finds it")]
     NotDone,
 
     /// The server returned the access token that was already cached and does not last longer, or the one to
     /// replace ([`AcquireRequest::replacing`](crate::refresh::AcquireRequest::replacing)).
-    #[error("the server returned the access token that is to be replaced")]
+    #[error("the server returned the access token that was to be replaced; try again later")]
     SameToken,
 
     /// The access token had already expired (`expires_in` was zero or less).
@@ -109,7 +111,8 @@ pub enum AcquireError {
 
     /// Another caller is refreshing this token, or reading the cache, and did not finish in time.
     #[error(
-        "another refresh did not finish within {waited:?} (lock: {lock}, held by {})",
+        "another refresh did not finish within {} (lock: {lock}, held by {}); try again",
+        InWords(*waited),
         holder.map_or("an unknown process".into(), |pid| format!("process {pid}"))
     )]
     #[non_exhaustive]
@@ -123,7 +126,7 @@ pub enum AcquireError {
     },
 
     /// The call to the token endpoint did not end in time.
-    #[error("the token endpoint did not answer within {waited:?}; the tokens are kept")]
+    #[error("the token endpoint did not answer within {}; the tokens are kept, try again", InWords(*waited))]
     #[non_exhaustive]
     CallTimedOut {
         /// How long the caller waited.
@@ -132,7 +135,7 @@ pub enum AcquireError {
 
     /// The query names no account, and an application's own tokens have no refresh token.
     #[error(
-        "no account is named, and without one there is no refresh token: name it with `AccessTokenQuery::account`"
+        "no account is named, and without one there is no refresh token: name it with `AccessTokenQuery::for_account`"
     )]
     NoAccount,
 
@@ -157,7 +160,7 @@ pub enum AcquireError {
     },
 
     /// A refresh did not finish in time (`settle`).
-    #[error("a refresh was still under way after {waited:?}")]
+    #[error("a refresh was still in progress after {}; wait longer, or its tokens may be lost", InWords(*waited))]
     #[non_exhaustive]
     NotSettled {
         /// How long the caller waited.
@@ -170,7 +173,7 @@ pub enum AcquireError {
 
     /// An asynchronous call was made outside a Tokio runtime.
     #[cfg(feature = "tokio")]
-    #[error("there is no Tokio runtime here: await this in a task of one")]
+    #[error("there is no Tokio runtime here; await this in a task of one")]
     NoRuntime,
 
     /// The operating system could not start a thread for the refresh.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::duration_text::InWords;
 use crate::private_file::FileError;
 use crate::seal::SealError;
 
@@ -15,8 +16,9 @@ pub(crate) enum StoreError {
 
     /// Another process or thread holds the lock.
     #[error(
-        "{} was not free within {waited:?}: another process is changing the cache, or hangs while it does",
-        path.display()
+        "{} was not free within {}: another process is changing the cache, or hangs while it does; try again",
+        path.display(),
+        InWords(*waited)
     )]
     LockTimedOut {
         /// The lock file.
@@ -26,7 +28,7 @@ pub(crate) enum StoreError {
     },
 
     /// This thread is changing the same cache already.
-    #[error("a change of the cache at {} was begun inside another change of it", path.display())]
+    #[error("a change of the cache at {} was begun inside another change of it; make one change of both", path.display())]
     Nested {
         /// The lock file.
         path: PathBuf,

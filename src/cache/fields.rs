@@ -138,7 +138,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn raw(&self, field: Field) -> Option<&'a str> {
+    /// The raw JSON of a field.
+    pub(crate) fn raw(&self, field: Field) -> Option<&'a str> {
         self.raw[field as usize]
     }
 

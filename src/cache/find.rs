@@ -9,6 +9,7 @@ use super::account::Account;
 use super::environment::is_microsoft;
 use super::fields::{Field, Fields};
 use super::issuer;
+use super::json_text;
 use super::query::{AccessTokenQuery, Owner, RefreshTokenQuery};
 #[cfg(feature = "file")]
 use super::response::TokenResponse;
@@ -67,7 +68,10 @@ impl TokenCache {
         let mut realms =
             Realms { are_compared: query.realm.is_none() && !query.any_realm, ..Realms::default() };
         let found = self.rows.candidates(lookup).filter_map(|row| {
-            let fields = Some(self.rows.fields(row)).filter(|fields| self.is_of_owner(fields, query))?;
+            let fields = self.rows.fields(row);
+            if !self.is_of_owner(&fields, query) {
+                return None;
+            }
             if realms.are_compared {
                 realms.meet(&fields);
             }
@@ -410,16 +414,21 @@ impl<'a> Issuers<'a> {
 #[derive(Default)]
 pub(super) struct Realms<'a> {
     pub(super) are_compared: bool,
-    pub(super) first: Option<Cow<'a, str>>,
+    /// As raw JSON, which nearly always is the same.
+    pub(super) first: Option<&'a str>,
     pub(super) are_several: bool,
 }
 
 impl<'a> Realms<'a> {
     pub(super) fn meet(&mut self, fields: &Fields<'a>) {
-        let realm = fields.text(Field::Realm).unwrap_or_default();
-        match &self.first {
-            Some(first) => self.are_several |= !is_same_realm(first, &realm),
-            None => self.first = Some(realm),
+        let raw = fields.raw(Field::Realm).unwrap_or("null");
+        match self.first {
+            None => self.first = Some(raw),
+            Some(first) if first == raw => {}
+            Some(first) => {
+                let text = |raw: &'a str| json_text::decode(raw).unwrap_or_default();
+                self.are_several |= !is_same_realm(&text(first), &text(raw));
+            }
         }
     }
 }

@@ -16,8 +16,8 @@
 //! save; what cannot be saved is kept (pending), and so is the lock ───────────► the token
 //! ```
 //!
-//! `plan` decides, without I/O; `driver` reads, saves and takes leases for it; `blocking` and `tokio` make
-//! the call and wait.
+//! `plan` and the files beside it decide, without I/O. `driver` and the files beside it read, save, take leases,
+//! make the call and wait. The other files are what programs see.
 //!
 //! The lock on the cache file is taken for the save only, never across the call.
 

@@ -1,6 +1,6 @@
 //! What threads of one process do to each other in a refresh, checked in every order by loom: the single flight,
 //! the registry, the driver and the plan are the real ones.
-//! `RUSTFLAGS='--cfg tokenseal_model' cargo test --all-features --release --lib --target-dir target/model refresh::model`.
+//! `RUSTFLAGS='--cfg tokenseal_model' cargo test --all-features --release --lib --target-dir target/model driver::model`.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};

@@ -15,8 +15,7 @@ use common::key_stores::Hanging;
 use common::rotating::{Rotating, kept, never, sign_in_expired, signed_in, wanted};
 use common::{Bench, CLIENT, account};
 use tokenseal::{
-    AcquireError, Error, ErrorKind, PersistedTokenCache, RefreshTokenQuery, SharedTokenCache, TokenCache,
-    TokenResponse,
+    AcquireError, Error, PersistedTokenCache, RefreshTokenQuery, SharedTokenCache, TokenCache, TokenResponse,
     cache::EnvironmentAliases,
     refresh::{AcquireRequest, RefreshFailure, TokenSource},
 };
@@ -280,8 +279,10 @@ fn planted_notes_count_for_nothing_and_planted_locks_are_refused() {
             assert_eq!(result.is_ok(), ending == ".refresh.note", "{what} as {ending}: {result:?}");
             if let Err(error) = &result {
                 let AcquireError::Cache(error) = error else { panic!("{what} as {ending}: {error:?}") };
-                let is_refused =
-                    matches!(error.kind(), ErrorKind::WrongFileType | ErrorKind::LoosePermissions);
+                let is_refused = matches!(
+                    error.kind(),
+                    tokenseal::ErrorKind::WrongFileType | tokenseal::ErrorKind::LoosePermissions
+                );
                 assert!(is_refused, "{what} as {ending}: {error:?}");
             }
             assert_eq!(std::fs::read(&victim).unwrap(), b"precious", "{what} as {ending}");

@@ -61,8 +61,8 @@ impl TokenCache {
     /// Adds the tokens of a response: rows for the access token, refresh token, id token, account
     /// and application, each in the place of the one it renews.
     ///
-    /// The rows and their keys are those of msal (Python) 1.39; the differences are listed in the
-    /// [module documentation](crate#where-tokenseal-differs-from-msal-python).
+    /// The rows and their keys are those of msal (Python) 1.39; `docs/msal.md` lists the
+    /// differences.
     ///
     /// An access token without a lifetime gets msal's 600 seconds, unless it is a user's and there is no
     /// refresh token, in the response or the cache: then it does not expire as far as anybody knows, as at
